@@ -1,0 +1,1 @@
+"""Dialects of clients, parsed and rendered without I/O."""
