@@ -1,0 +1,150 @@
+"""The ASGI side of a request: its headers and body coming in, an answer going out, and the client leaving early.
+
+Knows nothing of dialects or backends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from types import TracebackType
+from typing import Any, Self, TypeAlias
+
+from velollm.errors import BodyTooLarge, RequestError
+
+__all__ = ["ASGIApp", "ClientLeft", "DisconnectWatch", "Message", "Receive", "Responder", "Scope", "Send", "read_body"]
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+Headers: TypeAlias = list[tuple[bytes, bytes]]
+
+
+class ClientLeft(Exception):
+    """The client closed the connection; there is nobody to answer."""
+
+
+async def read_body(receive: Receive, headers: Mapping[str, str], limit: int) -> bytes:
+    """The whole request body, of at most `limit` bytes.
+
+    Raises `BodyTooLarge`, `RequestError` for a compressed body, and `ClientLeft` when it never arrived whole.
+    """
+    if headers.get("content-encoding", "identity") != "identity":
+        raise RequestError("compressed request bodies are not accepted: send plain JSON", status=415)
+    declared = headers.get("content-length", "")
+    if declared.isdigit() and (len(declared) > 18 or int(declared) > limit):
+        raise _too_large(limit)
+    message = await receive()
+    if message["type"] == "http.request" and not message.get("more_body", False):
+        body: bytes = message.get("body", b"")
+        if len(body) > limit:
+            raise _too_large(limit)
+        return body
+    pieces: list[bytes] = []
+    size = 0
+    while message["type"] == "http.request":
+        piece = message.get("body", b"")
+        size += len(piece)
+        if size > limit:
+            raise _too_large(limit)
+        pieces.append(piece)
+        if not message.get("more_body", False):
+            return b"".join(pieces)
+        message = await receive()
+    raise ClientLeft
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the request body is larger than {limit} bytes; raise the limit with --max-body")
+
+
+class Responder:
+    """Sends one response. `started` tells whether the head has left, after which the status is settled."""
+
+    __slots__ = ("_send", "started")
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.started = False
+
+    async def whole(self, status: int, headers: Headers, body: bytes) -> None:
+        """A response in one piece; `headers` without content-length."""
+        headers.append((b"content-length", str(len(body)).encode()))
+        self.started = True
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def start(self, status: int, headers: Headers) -> None:
+        """The head of a streamed response."""
+        self.started = True
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def write(self, body: bytes) -> None:
+        """A piece of a streamed response."""
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def end(self, body: bytes = b"") -> None:
+        """The last piece of a streamed response."""
+        await self._send({"type": "http.response.body", "body": body})
+
+
+def encode_headers(headers: Mapping[str, str]) -> Headers:
+    """Header names and values as ASGI wants them; what Latin-1 cannot carry is replaced, line breaks are dropped."""
+    return [(_wire(name.lower()), _wire(value)) for name, value in headers.items()]
+
+
+def _wire(text: str) -> bytes:
+    return text.replace("\r", "").replace("\n", " ").encode("latin-1", "replace")
+
+
+def decode_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Header names (lower case) and values as text; of a repeated header the first counts."""
+    decoded: dict[str, str] = {}
+    for name, value in headers:
+        decoded.setdefault(name.decode("latin-1"), value.decode("latin-1"))
+    return decoded
+
+
+class DisconnectWatch:
+    """Cancels the task it was made in when the client leaves, and turns that cancellation into `ClientLeft`.
+
+    ASGI servers keep silent when `send` goes nowhere: only `receive` tells. Waiting on it takes a task of its own,
+    which a request that is answered within `delay` seconds never pays for.
+
+        with DisconnectWatch(receive):
+            ...
+    """
+
+    __slots__ = ("_left", "_receive", "_task", "_timer", "_watcher")
+
+    def __init__(self, receive: Receive, *, delay: float = 0.02) -> None:
+        task = asyncio.current_task()
+        assert task is not None, "ASGI applications run in a task"
+        self._task = task
+        self._receive = receive
+        self._left = False
+        self._watcher: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(delay, self._begin)
+
+    def _begin(self) -> None:
+        self._watcher = asyncio.get_running_loop().create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._left = True
+        self._task.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+        if self._left and self._task.uncancel() == 0 and kind is asyncio.CancelledError:
+            raise ClientLeft from None

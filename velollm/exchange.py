@@ -1,0 +1,122 @@
+"""One HTTP exchange with a client: what it sent, as far as it is read, and the way back, in its own dialect."""
+
+from __future__ import annotations
+
+import os
+from time import monotonic
+from typing import Any
+
+import orjson
+
+from velollm.api import anthropic, ollama, openai
+from velollm.asgi import Headers, Receive, Responder, Scope, Send, decode_headers, encode_headers, read_body
+from velollm.errors import RequestError, VeloError
+from velollm.messages import RequestContext
+
+__all__ = ["Exchange", "dialect_of"]
+
+JSON_TYPE = (b"content-type", b"application/json")
+SESSION_HEADERS = (
+    "x-velollm-session",
+    "x-claude-code-session-id",
+    "x-openwebui-chat-id",
+    "x-session-affinity",
+    "x-session-id",
+)
+MAX_DEPTH = 200  # orjson writes 254 levels at most, and what is read here is written again behind the door
+RENDER_ERROR = {
+    "anthropic": anthropic.render_error,
+    "ollama": ollama.render_error,
+    "openai": openai.render_error,
+}
+
+
+def dialect_of(path: str) -> str:
+    """Whose errors a client of this path expects."""
+    if path.startswith("/api/"):
+        return "ollama"
+    return "anthropic" if path.startswith("/v1/messages") else "openai"
+
+
+class Exchange:
+    """A request and its response. `path` is relative to where the door is mounted."""
+
+    __slots__ = ("body", "context", "dialect", "path", "payload", "receive", "respond", "scope")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
+        headers = decode_headers(scope["headers"])
+        self.scope = scope
+        self.receive = receive
+        self.respond = Responder(send)
+        self.path = path
+        self.dialect = dialect_of(path)
+        self.body = b""
+        self.payload: dict[str, Any] = {}
+        self.context = RequestContext(
+            request_id=_request_id(headers.get("x-request-id")),
+            client_headers=headers,
+            session=next((headers[name] for name in SESSION_HEADERS if name in headers), None),
+            marks={"received": monotonic()},
+        )
+
+    async def read(self, limit: int) -> None:
+        """Read the body, of at most `limit` bytes, and parse it as a JSON object."""
+        self.body = await read_body(self.receive, self.context.client_headers, limit)
+        self.payload = _parse_json(self.body)
+
+    async def json(self, answer: Any) -> None:
+        """Answer 200 with JSON; `answer` may be bytes already encoded."""
+        body = answer if isinstance(answer, bytes) else orjson.dumps(answer)
+        await self.respond.whole(200, self.headers(JSON_TYPE), body)
+
+    async def fail(self, error: VeloError) -> None:
+        """Answer with an error of the client's dialect."""
+        headers = self.headers(JSON_TYPE)
+        if error.retry_after is not None:
+            headers.append((b"retry-after", str(max(1, round(error.retry_after))).encode()))
+        if error.status in (408, 413):  # the rest of the body was not read
+            headers.append((b"connection", b"close"))
+        body = orjson.dumps(RENDER_ERROR[self.dialect](error, self.context.request_id))
+        await self.respond.whole(error.status, headers, body)
+
+    def headers(self, content_type: tuple[bytes, bytes]) -> Headers:
+        """Response headers: the type, the request id, and what the layers had to say."""
+        headers = [content_type, (b"x-request-id", self.context.request_id.encode())]
+        if self.context.headers:
+            headers += encode_headers(self.context.headers)
+        return headers
+
+
+def _request_id(given: str | None) -> str:
+    """The client's own id where it is short, printable ASCII; else a new one."""
+    if given and len(given) <= 128 and given.isascii() and given.isprintable():
+        return given
+    return "req_" + os.urandom(12).hex()
+
+
+def _parse_json(body: bytes) -> dict[str, Any]:
+    if not body:
+        raise RequestError("the request body is empty: send a JSON object")
+    try:
+        payload = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise RequestError(f"the request body is not valid JSON: {error.msg} (at character {error.pos})") from None
+    if not isinstance(payload, dict):
+        raise RequestError("the request body must be a JSON object")
+    if body.count(b"{") + body.count(b"[") > MAX_DEPTH and _deeper_than(payload, MAX_DEPTH):
+        raise RequestError(f"the request body is nested more than {MAX_DEPTH} levels deep")
+    return payload
+
+
+def _deeper_than(value: dict[str, Any], limit: int) -> bool:
+    level: list[Any] = [value]
+    for _ in range(limit):
+        level = [
+            child
+            for parent in level
+            for child in (parent.values() if type(parent) is dict else parent)
+            if type(child) is dict or type(child) is list
+        ]
+        if not level:
+            return False
+    return True

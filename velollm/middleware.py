@@ -1,0 +1,168 @@
+"""VeloLLM as ASGI middleware. It adds the API to an app that has none, or stands around an app that serves it already.
+
+app.add_middleware(VeloLLM, backend="ollama://localhost:11434")     # adds /v1, /api to the app
+app.add_middleware(VeloLLM)                                         # the app's own /v1/chat/completions, improved
+routes = [Mount("/llm", app=VeloLLM(backend="auto"))]               # on its own, below a prefix
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import orjson
+
+from velollm.asgi import ASGIApp, Message, Receive, Scope, Send
+from velollm.backend import Backend, open_backend
+from velollm.door import Door
+from velollm.exchange import dialect_of
+
+__all__ = ["VeloLLM"]
+
+DIALECTS = ("openai", "ollama", "anthropic")
+CHAT_COMPLETIONS = "/v1/chat/completions"
+
+
+class VeloLLM:
+    """The middleware.
+
+    `backend` is a `Backend`, or a URL for `velollm.open_backend`; without one, the app below is the backend, and keeps
+    all of its OpenAI paths but `/v1/chat/completions`, which VeloLLM answers by asking it. `prefix` is where the API
+    hangs ("" is the root); `dialects` says which APIs are added. `forward_unknown` passes paths under /v1 and /api that
+    VeloLLM does not know on to the backend: by default only when there is no app below to own them. What belongs to
+    neither goes to `app` untouched, as does every scope that is not HTTP.
+
+    The backend is opened by the first request that needs it, and closed when the app shuts down.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp | None = None,
+        *,
+        backend: Backend | str | None = None,
+        prefix: str = "",
+        dialects: Iterable[str] = DIALECTS,
+        forward_unknown: bool | None = None,
+        max_body: int = 16 << 20,
+        heartbeat: float = 15.0,
+    ) -> None:
+        self.app = app
+        self.prefix = _checked_prefix(prefix)
+        self.dialects = _checked_dialects(dialects)
+        self.wraps = backend is None
+        self.backend = _backend(app, backend)
+        self.door = Door(
+            self.backend,
+            max_body=max_body,
+            heartbeat=heartbeat,
+            forward_unknown=app is None if forward_unknown is None else forward_unknown,
+        )
+
+    @classmethod
+    def wsgi(cls, app: Callable[..., Iterable[bytes]] | None = None, **options: Any) -> Any:
+        """The same around a WSGI app: `flask_app.wsgi_app = VeloLLM.wsgi(flask_app.wsgi_app, backend="auto")`."""
+        from velollm.wsgi import VeloWSGI
+
+        return VeloWSGI(app, **options)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path = self.path(scope["path"], scope.get("root_path", ""))
+            if path is not None and self.knows(scope["method"], path):
+                await self.door.serve(scope, receive, send, path)
+                return
+        elif scope["type"] == "lifespan":
+            await self._lifespan(scope, receive, send)
+            return
+        if self.app is not None:
+            await self.app(scope, receive, send)
+        else:
+            await _refuse(scope, receive, send)
+
+    def path(self, path: str, root_path: str = "") -> str | None:
+        """`path` relative to where VeloLLM is mounted and to its prefix; None when it lies outside."""
+        relative = _below(path, root_path) or path  # some servers leave the mount's path out of `path`
+        return _below(relative, self.prefix)
+
+    def knows(self, method: str, path: str) -> bool:
+        """Whether VeloLLM answers this itself, rather than the app below."""
+        dialect = dialect_of(path)
+        if self.wraps and dialect == "openai" and path != CHAT_COMPLETIONS:
+            return False  # the app that serves OpenAI's API keeps the rest of it
+        return dialect in self.dialects and self.door.knows(method, path)
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.app is None:
+            await self._own_lifespan(receive, send)
+            return
+
+        async def closing_send(message: Message) -> None:
+            if message["type"].startswith("lifespan.shutdown."):
+                await self.backend.aclose()
+            await send(message)
+
+        await self.app(scope, receive, closing_send)
+
+    async def _own_lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self.backend.aclose()
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+def _backend(app: ASGIApp | None, backend: Backend | str | None) -> Backend:
+    if isinstance(backend, str):
+        return open_backend(backend)
+    if backend is not None:
+        return backend
+    if app is None:
+        raise TypeError("VeloLLM needs a backend, an app to stand around, or both")
+    from velollm.wrapped import AppTransport, WrappedApp
+
+    return WrappedApp(AppTransport(app))
+
+
+def _checked_prefix(prefix: str) -> str:
+    prefix = prefix.rstrip("/")
+    if prefix and not prefix.startswith("/"):
+        raise ValueError(f"prefix must start with a slash, not {prefix!r}")
+    return prefix
+
+
+def _checked_dialects(dialects: Iterable[str]) -> frozenset[str]:
+    chosen = frozenset([dialects] if isinstance(dialects, str) else dialects)
+    unknown = chosen - frozenset(DIALECTS)
+    if unknown:
+        raise ValueError(f"unknown dialect {sorted(unknown)[0]!r}: choose from {', '.join(DIALECTS)}")
+    return chosen
+
+
+def _below(path: str, prefix: str) -> str | None:
+    """The part of `path` behind `prefix`, which must end at a segment boundary."""
+    if not prefix or prefix == "/":
+        return path
+    if not path.startswith(prefix):
+        return None
+    rest = path[len(prefix) :]
+    if not rest.startswith("/"):
+        return "/" if not rest else None
+    return rest
+
+
+async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
+    """There is no app below: unknown paths are 404, WebSockets are closed."""
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.close", "code": 1000})
+    elif scope["type"] == "http":
+        error = {
+            "message": f"{scope['path']} is not served here; the API lies under /v1 and /api",
+            "type": "not_found_error",
+            "code": "path_not_found",
+            "param": None,
+        }
+        body = orjson.dumps({"error": error})
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 404, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
