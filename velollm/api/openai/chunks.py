@@ -1,0 +1,194 @@
+"""Streamed answers of engines that speak OpenAI, chunk by chunk as typed events. No I/O.
+
+    bytes ─▶ SSEDecoder ─▶ frames ─▶ StreamDecoder.frame ─▶ ChatEvents ··· until [DONE] ─▶ StreamDecoder.close
+
+What cannot be read is skipped and counted; what was read but is not as the schema wants it (no `index`, no
+`finish_reason`, usage beside choices) loses its bytes, so that a renderer writes it anew, correctly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn, TypeAlias
+
+import orjson
+
+from velollm.api.openai.call_index import CallIndex
+from velollm.api.openai.engine_words import AS_THEY_ARE, finish_reason, in_band_error, read_meta, read_usage, text_of
+from velollm.api.openai.logprobs import from_legacy
+from velollm.errors import BackendProtocolError
+from velollm.messages import ChatEvent, FinishReason
+
+__all__ = ["StreamDecoder"]
+
+JSON: TypeAlias = dict[str, Any]
+
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError)
+
+
+class StreamDecoder:
+    """Reads one streamed answer of `wire` `openai.chat` or `openai.completions`.
+
+    `done` is true once `[DONE]` came; `skipped` counts frames that were no JSON object of the kind.
+    """
+
+    def __init__(self, wire: str, backend: str) -> None:
+        self.wire = wire
+        self.done = False
+        self.skipped = 0
+        self._backend = backend
+        self._chat = wire == "openai.chat"
+        self._reader = _ChunkReader(self._chat, backend)
+        self._begun = self._reader.begun
+        self._meta_sent = False
+
+    def frame(self, data: bytes, raw: bytes, event: str = "") -> Sequence[ChatEvent]:
+        """The events of one server-sent event. Raises `BackendRefused` for an error that the engine sent in-band."""
+        if self.done or not data:
+            return ()
+        try:
+            chunk = orjson.loads(data)
+            choices = chunk["choices"]
+        except MALFORMED:
+            return self._unusual(data, event)
+        if chunk.get("error"):
+            raise in_band_error(chunk["error"], self._backend)
+        if type(choices) is list and len(choices) == 1 and chunk.get("usage") is None:
+            choice = choices[0]
+            try:
+                if choice["finish_reason"] is None and not choice.get("logprobs") and choice["index"] in self._begun:
+                    text = self._lone_text(choice)
+                    if text is not None:
+                        return (ChatEvent(text, index=choice["index"], wire=self.wire, raw=_canonical(data, raw)),)
+            except MALFORMED:
+                pass
+        return self._whole(chunk, data, raw)
+
+    def close(self) -> None:
+        """Call when the body has ended: raises `BackendProtocolError` unless the answer is complete."""
+        if not self.done:
+            self._broken("ended its stream without [DONE]")
+        if not self._begun or self._begun != self._reader.finished:
+            self._broken("ended its answer without a finish reason")
+
+    def _broken(self, problem: str) -> NoReturn:
+        note = f"; {self.skipped} events of the stream could not be read" if self.skipped else ""
+        raise BackendProtocolError(f"{self._backend} {problem}{note}", backend=self._backend)
+
+    def _lone_text(self, choice: JSON) -> str | None:
+        """The text of a chunk that brings nothing else."""
+        if not self._chat:
+            text = choice["text"]
+            return text if type(text) is str else None
+        delta = choice["delta"]
+        if len(delta) == 1:
+            text = delta.get("content")
+            return text if type(text) is str else None
+        return None
+
+    def _unusual(self, data: bytes, event: str) -> Sequence[ChatEvent]:
+        """`[DONE]`, an error, or what is no chunk at all."""
+        if data.strip() == b"[DONE]":
+            self.done = True
+            return ()
+        try:
+            value = orjson.loads(data)
+        except orjson.JSONDecodeError:
+            value = None
+        if isinstance(value, dict) and (value.get("error") or event == "error"):
+            raise in_band_error(value.get("error") or value, self._backend)
+        if event == "error":
+            raise in_band_error(None, self._backend)
+        self.skipped += 1
+        return ()
+
+    def _whole(self, chunk: JSON, data: bytes, raw: bytes) -> Sequence[ChatEvent]:
+        """Any chunk, at leisure."""
+        choices = chunk["choices"]
+        try:
+            events, faithful = self._reader.events(choices)
+        except MALFORMED:
+            self.skipped += 1
+            return ()
+        if not events:
+            events = [ChatEvent()]
+        usage = read_usage(chunk)
+        if usage is not None:
+            events[-1].usage = usage
+        if not self._meta_sent:
+            self._meta_sent = True
+            events[0].meta = read_meta(chunk)
+        if faithful and not (choices and chunk.get("usage")):
+            for event in events:
+                event.wire = self.wire
+                event.raw = b""
+            events[0].raw = _canonical(data, raw)
+        return events
+
+
+class _ChunkReader:
+    """Reads the choices of chunks, and knows which have `begun` and which have `finished`."""
+
+    def __init__(self, chat: bool, backend: str) -> None:
+        self.begun: set[int] = set()
+        self.finished: set[int] = set()
+        self._chat = chat
+        self._backend = backend
+        self._calls: dict[int, CallIndex] = {}
+        self._faithful = True
+
+    def events(self, choices: Any) -> tuple[list[ChatEvent], bool]:
+        """The events of one chunk, and whether its bytes may go on as they are. Raises one of `MALFORMED`."""
+        if not isinstance(choices, list):
+            raise TypeError("choices")
+        self._faithful = True
+        events = [self._choice(choice) for choice in choices]
+        for event in events:
+            self.begun.add(event.index)
+            if event.finish_reason is not None:
+                self.finished.add(event.index)
+        return events, self._faithful
+
+    def _choice(self, choice: JSON) -> ChatEvent:
+        index = choice.get("index", 0)
+        if type(index) is not int or index < 0:
+            raise ValueError("index")
+        if "index" not in choice:
+            self._faithful = False
+        event = ChatEvent(index=index, finish_reason=self._finish(choice))
+        logprobs = choice.get("logprobs")
+        if isinstance(logprobs, dict) and logprobs:
+            event.logprobs = logprobs if self._chat else from_legacy(logprobs)
+        if self._chat:
+            self._delta(choice.get("delta") or {}, event)
+        else:
+            event.text = text_of(choice.get("text"))
+        return event
+
+    def _delta(self, delta: JSON, event: ChatEvent) -> None:
+        event.text = text_of(delta.get("content")) or text_of(delta.get("refusal"))
+        event.reasoning = text_of(delta.get("reasoning_content")) or text_of(delta.get("reasoning"))
+        if event.index not in self.begun and "role" not in delta:
+            self._faithful = False
+        pieces = delta.get("tool_calls")
+        if not pieces and isinstance(delta.get("function_call"), dict):
+            pieces = [{"function": delta["function_call"]}]
+        if pieces:
+            calls = self._calls.setdefault(event.index, CallIndex())
+            event.tool_calls = [calls.delta(piece) for piece in pieces]
+            self._faithful = self._faithful and calls.faithful
+
+    def _finish(self, choice: JSON) -> FinishReason | None:
+        word = choice.get("finish_reason")
+        if word not in AS_THEY_ARE and (word is not None or "finish_reason" not in choice):
+            self._faithful = False
+        return finish_reason(word, self._backend)
+
+
+def _canonical(data: bytes, raw: bytes) -> bytes:
+    """The frame in its plainest form: comments, ids, event names and line breaks of the engine's own stay here."""
+    if len(raw) == len(data) + 8 and raw.startswith(b"data: ") and raw.endswith(b"\n\n"):
+        return raw
+    if b"\n" in data or b"\r" in data:
+        data = orjson.dumps(orjson.loads(data))
+    return b"data: %b\n\n" % data
