@@ -30,7 +30,8 @@ class BackendContract:
     """Subclasses give the `backend` fixture and say which `model` it serves.
 
     `unknown_model` is a name that the engine refuses, None where it serves any name. `in_flight` says how many requests
-    the engine works on, where a scripted one can tell. `patience` is how long, in seconds, one answer may take.
+    the engine works on, where a scripted one can tell. `patience` is how long, in seconds, one answer may take; none
+    may take less than 20 ms, or there is nothing to cancel.
     """
 
     model = "model"

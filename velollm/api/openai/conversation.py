@@ -130,7 +130,10 @@ class Conversation:
         if value is not None and not isinstance(value, dict):
             fail(at(path, "arguments"), "must be a string of JSON")
         self.plain = False
-        return arguments_text(value)
+        try:
+            return arguments_text(value)
+        except orjson.JSONEncodeError:
+            fail(at(path, "arguments"), "is nested too deeply")
 
 
 def arguments_text(value: Any) -> str:

@@ -1,7 +1,7 @@
 """Requests to engines that speak OpenAI: the client's own bytes where they say it all, else the typed request encoded.
 
-Encoded for local engines (vLLM, SGLang, llama-server, LM Studio, LocalAI): their extensions are used where a field needs
-them, and what is not set is not sent. The way back is `StreamDecoder` for streams, `decode_answer` for whole answers.
+Encoded for local engines (vLLM, SGLang, llama-server, LM Studio, LocalAI): their extensions are used where a field has
+no other word, and what is not set is not sent. The way back: `StreamDecoder` for streams, `decode_answer` for the rest.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import orjson
 from velollm.api.openai.chunks import StreamDecoder
 from velollm.api.openai.parts import encode_part
 from velollm.api.openai.whole import decode_answer
+from velollm.errors import RequestError
 from velollm.messages import ChatRequest, EmbedRequest, Message, Part, Source, TextPart, Tool
 
 __all__ = [
     "StreamDecoder",
     "decode_answer",
+    "dump",
     "encode_chat",
     "encode_completion",
     "encode_embed",
@@ -62,7 +64,15 @@ def request_body(request: ChatRequest) -> bytes:
     source = request.source
     if source is not None and source.wire == wire:
         return _patched(request, source)
-    return orjson.dumps(encode_chat(request) if wire == "openai.chat" else encode_completion(request))
+    return dump(encode_chat(request) if wire == "openai.chat" else encode_completion(request))
+
+
+def dump(body: JSON) -> bytes:
+    """JSON bytes. Raises `RequestError` where the client's own fields are nested deeper than JSON writers go."""
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError as error:
+        raise RequestError("the request is nested too deeply") from error
 
 
 def _patched(request: ChatRequest, source: Source) -> bytes:
@@ -82,7 +92,7 @@ def _patched(request: ChatRequest, source: Source) -> bytes:
     if payload.get("tools") == []:
         del changed["tools"]
         changed.pop("tool_choice", None)
-    return orjson.dumps(changed)
+    return dump(changed)
 
 
 # ---- encoding a typed request ----------------------------------------------------------------------------------------
