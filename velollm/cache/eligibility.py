@@ -1,0 +1,190 @@
+"""Which requests may be answered from the cache, by which tier, and which answers may be kept. Every refusal has a
+reason."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+import attrs
+
+__all__ = ["TIERS", "Controls", "Eligibility", "Tier", "assess", "why_not_stored"]
+
+Tier = Literal["exact", "canonical", "semantic"]
+TIERS: Final[tuple[Tier, ...]] = ("exact", "canonical", "semantic")
+
+# Past these lengths a prompt is an essay or a document, and close wording no longer means the same question.
+LONGEST_CANONICAL: Final = 4096
+LONGEST_SEMANTIC: Final = 480
+
+_TIME_BOUND = re.compile(
+    r"\b(?:today(?:'s)?|tonight(?:'s)?|tomorrow(?:'s)?|yesterday(?:'s)?|right now|at the moment|as we speak|just now"
+    r"|this (?:morning|afternoon|evening|week|weekend|month)|last (?:night|week|weekend|month)|next (?:week"
+    r"|weekend|month)"
+    r"|(?:what|which) (?:time|day|date|month|year) is (?:it|this)|what is the (?:time|date)|what's the (?:time|date)"
+    r"|current (?:time|date|day|weather|temperature|price|score)|(?:the )?time now|(?:what is|what's|how is"
+    r"|how's) the weather"
+    r"|(?:weather|traffic|stock) (?:report|forecast)|latest (?:news|score|scores|headlines|price)|breaking news"
+    r"|live score)\b"
+)
+_DATED = re.compile(
+    r"\b(?:current|currently|now|nowadays|these days|latest|newest|most recent|recent|recently|lately|upcoming"
+    r"|so far|still|yet"
+    r"|(?:this|last|next|past|coming) (?:year|decade|season|quarter|spring|summer|autumn|fall|winter)|ago"
+    r"|up to date|as of)\b"
+)
+_PERSONAL = re.compile(
+    r"\b(?:my (?:full |first |last |own )?(?:name|age|birthday|previous|last)\b|who am i|am i|about me|(?:did"
+    r"|have|had) i"
+    r"|i (?:said|told|asked|mentioned|wrote|paid|sent)|(?:do|did|can|will) you remember|remember (?:me|when|what"
+    r"|that)|remind me"
+    r"|you (?:said|told|mentioned|wrote|just)|did you (?:say|mean|tell)|your (?:last|previous) (?:answer|message|reply)"
+    r"|earlier|previously|as before|same as before)\b"
+)
+# "How do I close my account" is anyone's question; "what is in my account" is one person's.
+_OWN_DATA = re.compile(
+    r"(?!how (?:do|can|to|should|would)\b).*\bmy (?:\w+ )?(?:orders?|account|balance|address|appointments?"
+    r"|schedule|calendar|inbox"
+    r"|meetings?|subscription|invoice|reservation|booking|data|history|documents?|notes|emails?|messages?|contacts?|salary)\b"
+)
+_RANDOM = re.compile(
+    r"\b(?:random|randomly|surprise me|another|different one|one more|again|else|roll (?:a|the) dic?e|flip a coin)\b"
+)
+
+
+@attrs.frozen(kw_only=True)
+class Controls:
+    """What one request asks of the cache. A caller may only tighten: a `ttl` above the cache's own has no effect."""
+
+    no_cache: bool = False
+    no_store: bool = False
+    max_age: float | None = None
+    ttl: float | None = None
+
+    @classmethod
+    def from_headers(cls, cache_control: str | None = None, ttl: str | None = None) -> Controls:
+        """Read `cache-control` and `x-velollm-cache-ttl`. Directives and numbers that make no sense are ignored,
+        as RFC 9111 asks."""
+        directives = {
+            name.strip().lower(): value.strip().strip('"')
+            for name, _, value in (part.partition("=") for part in (cache_control or "").split(","))
+        }
+        return cls(
+            no_cache="no-cache" in directives,
+            no_store="no-store" in directives,
+            max_age=_seconds(directives.get("max-age")),
+            ttl=_seconds(ttl),
+        )
+
+
+def _seconds(text: str | None) -> float | None:
+    text = (text or "").strip()
+    return float(text) if text.isascii() and text.isdigit() and len(text) < 12 else None
+
+
+@attrs.frozen(kw_only=True)
+class Eligibility:
+    """`tiers` may answer; `reason` says why a higher tier, or the whole cache, is closed to this request."""
+
+    read: bool
+    write: bool
+    tiers: tuple[Tier, ...]
+    reason: str = ""
+
+    @property
+    def bypass(self) -> bool:
+        """True if the cache takes no part in this request."""
+        return not self.read and not self.write
+
+
+def _bypass(reason: str) -> Eligibility:
+    return Eligibility(read=False, write=False, tiers=(), reason=reason)
+
+
+def assess(body: Mapping[str, Any], prompt: str | None, controls: Controls, max_temperature: float) -> Eligibility:
+    """Decide for one request. `prompt` is the last user text, or None where it is not plain text."""
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages or not all(isinstance(m, Mapping) for m in messages):
+        return _bypass("not-chat")
+    if controls.no_store:
+        return _bypass("no-store")
+    if messages[-1].get("role") in ("tool", "function"):
+        return _bypass("agent-turn")
+    lowered = "" if prompt is None else prompt[:LONGEST_CANONICAL].lower().replace("\u2019", "'")
+    if len(lowered) <= LONGEST_SEMANTIC and _TIME_BOUND.search(lowered):
+        return _bypass("time-bound")
+    reason = _exact_only(body, messages, prompt)
+    tiers: tuple[Tier, ...] = ("exact",)
+    if not reason:
+        reason = _not_semantic(body, lowered, prompt or "", max_temperature)
+        tiers = ("exact", "canonical") if reason else TIERS
+    if controls.no_cache:
+        return Eligibility(read=False, write=True, tiers=tiers, reason="no-cache")
+    return Eligibility(read=True, write=True, tiers=tiers, reason=reason)
+
+
+def _exact_only(body: Mapping[str, Any], messages: list[Mapping[str, Any]], prompt: str | None) -> str:
+    """Why only a repetition to the letter may be answered."""
+    if body.get("tools") or body.get("functions"):
+        return "tools"
+    if any(m.get("role") in ("tool", "function") or m.get("tool_calls") for m in messages):
+        return "tools"
+    if messages[-1].get("role") == "assistant":
+        return "prefill"
+    if any(_has_media(m.get("content")) for m in messages):
+        return "images"
+    if body.get("n") not in (None, 1):
+        return "n"
+    if body.get("logprobs"):
+        return "logprobs"
+    if prompt is None:
+        return "not-text"
+    return "long" if len(prompt) > LONGEST_CANONICAL else ""
+
+
+def _not_semantic(body: Mapping[str, Any], lowered: str, prompt: str, max_temperature: float) -> str:
+    temperature = body.get("temperature")
+    if isinstance(temperature, int | float) and temperature > max_temperature:
+        return "temperature"
+    if len(prompt) > LONGEST_SEMANTIC or "\n" in prompt.strip():
+        return "long"
+    if _DATED.search(lowered):
+        return "time-bound"
+    if _PERSONAL.search(lowered) or _OWN_DATA.match(lowered):
+        return "personal"
+    return "random" if _RANDOM.search(lowered) else ""
+
+
+def _has_media(content: object) -> bool:
+    return isinstance(content, list) and any(isinstance(p, Mapping) and p.get("type") != "text" for p in content)
+
+
+def why_not_stored(answer: object) -> str | None:
+    """Why an answer may not be kept, or None. Only complete, error-free answers are."""
+    if not isinstance(answer, Mapping):
+        return "not-an-answer"
+    if answer.get("error") is not None:
+        return "error"
+    if "choices" not in answer:
+        return None
+    choices = answer["choices"]
+    if not isinstance(choices, list) or not choices:
+        return "empty"
+    for choice in choices:
+        reason = _incomplete(choice)
+        if reason is not None:
+            return reason
+    return None
+
+
+def _incomplete(choice: object) -> str | None:
+    if not isinstance(choice, Mapping):
+        return "not-an-answer"
+    if choice.get("finish_reason") not in ("stop", "tool_calls", "function_call"):
+        return "truncated"
+    message = choice.get("message")
+    if not isinstance(message, Mapping):
+        return "not-an-answer"
+    says = message.get("content") or message.get("tool_calls") or message.get("function_call") or message.get("refusal")
+    return None if says else "empty"

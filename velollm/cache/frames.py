@@ -1,0 +1,234 @@
+"""What a question asks, apart from how it is put: `How do I`, `How can I`, `What is the best way to` are one frame.
+
+`parse` turns the canonical clauses of a prompt into a `Form`: the intents it can be read as, its tense and modality,
+and the ordered words of its body. Two prompts mean the same when their forms meet (guards.py).
+"""
+
+from __future__ import annotations
+
+import re
+
+import attrs
+
+from .canonical import Canonical
+from .frame_rules import FRAMES, REWRITES
+from .lexicon import ARTICLES, CONTAINERS, PLATFORMS, PREPOSITIONS
+from .tokens import is_verbatim
+from .words import stem, synonyms
+
+__all__ = ["Form", "parse"]
+
+_TENSES = {"was": "past", "were": "past", "did": "past", "will": "future", "shall": "future", "had": "past"}
+_PRESENT = frozenset(["is", "are", "am", "do", "does"])
+_MODALS = {
+    "can": "can",
+    "could": "can",
+    "should": "should",
+    "would": "would",
+    "must": "must",
+    "may": "may",
+    "might": "may",
+}
+_POSSESSED = frozenset(["my", "your", "our", "his", "her", "their", "this", "that", "these", "those"])
+_HOWTO_DROPS = frozenset(["my", "your", "our", "own"])
+_PREPARING = frozenset(["make", "prepare", "cook"])
+_EVERYONE = frozenset(["we", "people", "humans", "one"])
+_MEDIUMS = frozenset(["in", "on", "with", "using", "via", "within", "inside", "through", "by"])
+_FRONT = frozenset(
+    [
+        "in",
+        "on",
+        "with",
+        "using",
+        "for",
+        "during",
+        "at",
+        "under",
+        "from",
+        "as",
+        "after",
+        "before",
+        "inside",
+        "within",
+        "throughout",
+    ]
+)
+_CLAUSE_START = re.compile(r"(?:what|which|who|when|where|why|how)\b")
+_NOT_BREAKERS = frozenset(
+    [
+        "to",
+        "that",
+        "and",
+        "or",
+        "if",
+        "because",
+        "which",
+        "who",
+        "where",
+        "so",
+        "make",
+        "let",
+        "get",
+        "keep",
+        "stop",
+        "have",
+    ]
+)
+
+
+@attrs.frozen(kw_only=True)
+class Form:
+    """`articles` holds each article with the word it stands before; `plain` is the body before plurals were cut."""
+
+    intents: frozenset[str]
+    moods: frozenset[str]
+    body: tuple[str, ...]
+    plain: tuple[str, ...]
+    articles: tuple[tuple[str, str], ...]
+    preface: str
+    payload: str
+
+
+def parse(canonical: Canonical) -> Form | None:
+    """The form of a prompt, or None where there are no words to read (several lines, or empty)."""
+    preface, _, sentence = canonical.clauses.rpartition(" . ")
+    if not sentence:
+        return None
+    sentence = _unfront(sentence)
+    sentence = " ".join(t for t in sentence.split(" ") if t != ",")
+    for pattern, replacement in REWRITES:
+        sentence = pattern.sub(replacement, sentence, count=1)
+    intents, moods, rest = _frame(sentence)
+    return _body(intents, moods, rest, canonical, preface)
+
+
+def _unfront(sentence: str) -> str:
+    """`In Excel, how do I ...` → `how do I ... in Excel`. `Python: how ...` arrives as a payload and is left alone."""
+    first, _, rest = sentence.partition(" ")
+    if first in _FRONT:
+        front, comma, main = sentence.partition(" , ")
+        if comma and len(front.split()) <= 8:
+            return f"{main} {front}"
+        found = _CLAUSE_START.search(rest)
+        if found is not None and 0 < found.start() <= 48:
+            front = f"{first} {rest[: found.start()].strip()}"
+            return f"{rest[found.start() :]} {front}"
+    return sentence
+
+
+def _frame(sentence: str) -> tuple[frozenset[str], set[str], str]:
+    for pattern, intents in FRAMES:
+        found = pattern.match(sentence)
+        if found is not None:
+            groups = found.groupdict()
+            moods = {m for word in (groups.get("aux") or "").split() if (m := _TENSES.get(word) or _MODALS.get(word))}
+            if "not" in (groups.get("neg") or ""):
+                moods.add("not")
+            rest = groups["rest"] or ""
+            verb = "make " if "RECIPE" in intents else ""
+            return intents, moods, f"{verb}{groups.get('lead') or ''} {rest}".strip()
+    readings = {"DO", "WHAT"} if " of " in sentence or " 's " in sentence else {"DO"}
+    return frozenset(readings), set(), sentence
+
+
+def _body(intents: frozenset[str], moods: set[str], rest: str, canonical: Canonical, preface: str) -> Form:
+    howto = bool(intents & {"HOWTO", "RECIPE"})
+    articles: list[tuple[str, str]] = []
+    plain: list[str] = []
+    tokens = _inner_not(rest.split(), moods, intents)
+    for i, word in enumerate(tokens):
+        before = tokens[i - 1] if i else ""
+        if word in ARTICLES or word == "some":
+            after = stem(tokens[i + 1]) if i + 1 < len(tokens) else ""
+            articles.append(("a" if word == "an" else word, after))
+        elif word == "'s" or (word in _PRESENT and before != "to") or (howto and word in _HOWTO_DROPS):
+            continue
+        elif word in _TENSES or word in _MODALS:
+            moods.add(_TENSES.get(word) or _MODALS[word])
+        elif word == "there" and before in ("is", "are", "was", "were", ""):
+            continue
+        else:
+            plain.append(word)
+    _drop_recipient(plain, intents)
+    if howto and len(plain) > 1 and plain[0] in _PREPARING and plain[1] not in PREPOSITIONS:
+        plain[0] = "make"
+    elif "WHY" in intents and plain and plain[0] in _EVERYONE:
+        plain[0] = "people"
+    stems = [t if is_verbatim(t) else stem(t) for t in plain]
+    body = _settle(synonyms().unify(stems, canonical.names))
+    return Form(
+        intents=intents, moods=frozenset(moods), body=tuple(body), plain=tuple(plain), articles=tuple(articles),
+        preface=preface, payload=canonical.payload,
+    )  # fmt: skip
+
+
+def _inner_not(tokens: list[str], moods: set[str], intents: frozenset[str]) -> list[str]:
+    """`why does my laptop not charge` is `why doesn't my laptop charge`: the negation of an inverted clause moves
+    out."""
+    if tokens.count("not") != 1 or not intents & {"WHY", "YESNO"}:
+        return tokens
+    at = tokens.index("not")
+    subject = tokens[:at]
+    short = len(subject) <= 1 or (len(subject) <= 3 and subject[0] in _POSSESSED | ARTICLES)
+    if not short or _NOT_BREAKERS & set(subject):
+        return tokens
+    moods.add("not")
+    return subject + tokens[at + 1 :]
+
+
+def _drop_recipient(plain: list[str], intents: frozenset[str]) -> None:
+    if not intents & {"DO", "GIVE", "WRITE", "EXPLAIN", "SUGGEST"}:
+        return
+    if len(plain) > 2 and plain[-2] in ("for", "to") and plain[-1] in ("me", "us"):
+        del plain[-2:]
+    if len(plain) > 2 and plain[1] in ("me", "us"):
+        del plain[1]
+
+
+def _settle(body: list[str]) -> list[str]:
+    """Put phrases whose place is free into one order: the platform last, `from` before `to`, operands sorted."""
+    body = ["with" if t == "using" else t for t in body]
+    moved: list[str] = []
+    i = 0
+    while i < len(body) - 1:
+        ends = i + 2 == len(body) or body[i + 2] in PREPOSITIONS
+        if body[i] in _MEDIUMS and body[i + 1] in PLATFORMS and ends:
+            moved += ["in", body[i + 1]]
+            del body[i : i + 2]
+        else:
+            if body[i] == "of" and body[i + 1] in CONTAINERS:
+                body[i] = "in"
+            i += 1
+    return _sort_operands(_from_before_to(body)) + moved
+
+
+def _segments(body: list[str]) -> list[list[str]]:
+    out: list[list[str]] = [[]]
+    for token in body:
+        if token in PREPOSITIONS:
+            out.append([token])
+        else:
+            out[-1].append(token)
+    return out
+
+
+def _from_before_to(body: list[str]) -> list[str]:
+    if "from" not in body or "to" not in body:
+        return body
+    parts = _segments(body)
+    for i in range(1, len(parts) - 1):
+        if parts[i][0] == "to" and parts[i + 1][0] == "from":
+            parts[i], parts[i + 1] = parts[i + 1], parts[i]
+    return [token for part in parts for token in part]
+
+
+def _sort_operands(body: list[str]) -> list[str]:
+    """`difference between X and Y` has no order; `from X to Y` has."""
+    if "between" not in body or body.count("and") != 1 or not {"difference", "distance", "similarity"} & set(body):
+        return body
+    start, middle = body.index("between"), body.index("and")
+    left, right = body[start + 1 : middle], body[middle + 1 :]
+    if middle < start or set(right) & PREPOSITIONS:
+        return body
+    first, second = sorted((left, right))
+    return [*body[: start + 1], *first, "and", *second]

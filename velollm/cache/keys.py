@@ -1,0 +1,140 @@
+"""Keys: one canonical JSON form of everything that can change the answer, and the digests taken from it.
+
+The exact key covers the whole request. The scope covers all of it but the last user text, which the canonical and
+semantic tiers compare in their own way. Neither contains a tenant's name: a keyed digest of it stands in front of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any, Final
+
+import attrs
+import orjson
+import xxhash
+
+from .pleasantries import skip_pleasantries
+
+__all__ = ["IGNORED_FIELDS", "RequestKeys", "Unhashable", "derive_keys", "tenant_digest"]
+
+# Fields that route, bill or frame a request and never change its answer. What is not listed here is part of the key.
+IGNORED_FIELDS: Final = frozenset(
+    [
+        "stream",
+        "stream_options",
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "priority",
+        "keep_alive",
+        "request_id",
+    ]
+)
+_DEFAULTS: Final[tuple[tuple[str, object], ...]] = (
+    ("n", 1),
+    ("logprobs", False),
+    ("top_logprobs", 0),
+    ("tools", []),
+    ("functions", []),
+    ("stop", []),
+    ("logit_bias", {}),
+    ("presence_penalty", 0),
+    ("frequency_penalty", 0),
+    ("response_format", {"type": "text"}),
+)
+_VERSION: Final = b"velollm.cache/1"
+
+
+class Unhashable(ValueError):
+    """A request that has no canonical JSON form: NaN apart, what JSON itself cannot carry, or nested past any use."""
+
+
+@attrs.frozen(kw_only=True)
+class RequestKeys:
+    """`exact` is the XXH3-128 of `document` under the tenant; `check` is an independent digest, compared on every
+    hit."""
+
+    tenant: bytes
+    exact: bytes
+    document: bytes
+    prompt: str | None
+    scope_document: bytes = attrs.field(repr=False)
+
+    @property
+    def check(self) -> bytes:
+        """BLAKE2b-128 of the request, keyed by the tenant: an XXH3 collision, found or forged, is not a hit."""
+        return blake2b(self.document, digest_size=16, key=self.tenant).digest()
+
+    @property
+    def scope(self) -> bytes:
+        """What must agree to the letter before the last user text is compared at all."""
+        return xxhash.xxh3_128_digest(self.tenant + _VERSION + self.scope_document)
+
+    @property
+    def scope_check(self) -> bytes:
+        """The independent digest of the scope."""
+        return blake2b(self.scope_document, digest_size=16, key=self.tenant).digest()
+
+
+@lru_cache(maxsize=4096)
+def tenant_digest(tenant: str | None) -> bytes:
+    """A tenant by a digest, so that a store never holds an API key. None is the tenant of all who have none."""
+    name = b"" if tenant is None else b"\x01" + tenant.encode("utf-8", "surrogatepass")
+    return blake2b(name, digest_size=16, person=b"velollm-tenant").digest()
+
+
+def derive_keys(tenant: str | None, body: Mapping[str, Any], variant: str = "") -> RequestKeys:
+    """Derive the keys of an OpenAI chat request. `variant` is whatever else decides the answer and is not in the body:
+    the digest of the resolved model, an index build. Raises Unhashable."""
+    owner = tenant_digest(tenant)
+    fields = {k: _number(v) for k, v in body.items() if k not in IGNORED_FIELDS and v is not None}
+    for name, default in _DEFAULTS:
+        if name in fields and fields[name] == default:
+            del fields[name]
+    if "tools" not in fields and fields.get("tool_choice") in ("auto", "none"):
+        del fields["tool_choice"]
+    listed = fields.pop("messages", ())
+    messages = [_message(m) for m in listed] if isinstance(listed, list | tuple) else []
+    prompt = _prompt(messages)
+    earlier = skip_pleasantries(messages[:-1]) if prompt is not None else []
+    try:
+        head = orjson.dumps([variant, fields], option=orjson.OPT_SORT_KEYS)
+        document = head + orjson.dumps(messages, option=orjson.OPT_SORT_KEYS)
+        scope = head + orjson.dumps(earlier, option=orjson.OPT_SORT_KEYS) if prompt is not None else b""
+    except (TypeError, ValueError, RecursionError) as error:
+        raise Unhashable(str(error)) from error
+    exact = xxhash.xxh3_128_digest(owner + _VERSION + document)
+    return RequestKeys(tenant=owner, exact=exact, document=document, prompt=prompt, scope_document=scope)
+
+
+def _number(value: object) -> object:
+    """0.0 and 0 are one number; True is not."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
+
+
+def _message(message: Any) -> Any:
+    """A message without empty fields, a single text part as plain text."""
+    if not isinstance(message, Mapping):
+        return message
+    out = {k: v for k, v in message.items() if v is not None and not (k == "tool_calls" and v == [])}
+    content = out.get("content")
+    if isinstance(content, list) and len(content) == 1:
+        part = content[0]
+        if isinstance(part, Mapping) and part.keys() == {"type", "text"} and part["type"] == "text":
+            out["content"] = part["text"]
+    return out
+
+
+def _prompt(messages: list[Any]) -> str | None:
+    """The last user text, if the last message is the user's, is plain text and carries nothing else."""
+    last = messages[-1] if messages else None
+    if isinstance(last, dict) and last.get("role") == "user" and last.keys() == {"role", "content"}:
+        content = last["content"]
+        return content if isinstance(content, str) else None
+    return None

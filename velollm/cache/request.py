@@ -1,0 +1,83 @@
+"""A chat request as the cache sees it: its eligibility, and its keys, each derived when it is first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from hashlib import blake2b
+from typing import Any
+
+import xxhash
+
+from .canonical import Canonical, canonicalize
+from .eligibility import Controls, Eligibility, assess
+from .guards import Question, read
+from .keys import RequestKeys, Unhashable, derive_keys, tenant_digest
+
+__all__ = ["Request", "prepare", "read_prompt"]
+
+
+class Request:
+    """Keys of one request. `key` is what identical requests share: single-flight may key on it. `alias` and `scope` are
+    only asked for where the canonical and semantic tiers are open."""
+
+    def __init__(self, keys: RequestKeys, eligibility: Eligibility, controls: Controls, model: str) -> None:
+        self.key = keys.exact
+        self.tenant = keys.tenant
+        self.prompt = keys.prompt
+        self.eligibility = eligibility
+        self.controls = controls
+        self.model = model
+        self._keys = keys
+
+    @cached_property
+    def check(self) -> bytes:
+        """The digest that guards the exact key against collisions."""
+        return self._keys.check
+
+    @cached_property
+    def canonical(self) -> Canonical | None:
+        """The canonical form of the prompt, where that tier is open."""
+        return canonicalize(self.prompt) if self.prompt is not None and "canonical" in self.eligibility.tiers else None
+
+    @cached_property
+    def scope(self) -> bytes:
+        """The semantic scope."""
+        return self._keys.scope
+
+    @cached_property
+    def alias(self) -> bytes:
+        """The canonical key."""
+        signature = b"" if self.canonical is None else self.canonical.signature
+        return xxhash.xxh3_128_digest(b"alias" + self.scope + signature)
+
+    @cached_property
+    def alias_check(self) -> bytes:
+        """Guards the alias: the independent digest of the scope, then that of the canonical text."""
+        text = "" if self.canonical is None else f"{self.canonical.bare}\x00{self.canonical.payload}"
+        return self._keys.scope_check + blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+    @cached_property
+    def question(self) -> Question | None:
+        """The prompt, read for the semantic tier, where that tier is open."""
+        return read(self.canonical) if self.canonical is not None and "semantic" in self.eligibility.tiers else None
+
+
+def prepare(
+    tenant: str | None, body: Mapping[str, Any], controls: Controls, variant: str, max_temperature: float
+) -> Request:
+    """Assess and key a request. A body without canonical form is a bypass, never an error."""
+    model = body.get("model")
+    name = model if isinstance(model, str) else ""
+    try:
+        keys = derive_keys(tenant, body, variant)
+    except Unhashable:
+        closed = Eligibility(read=False, write=False, tiers=(), reason="invalid")
+        none = RequestKeys(tenant=tenant_digest(tenant), exact=b"", document=b"", prompt=None, scope_document=b"")
+        return Request(none, closed, controls, name)
+    return Request(keys, assess(body, keys.prompt, controls, max_temperature), controls, name)
+
+
+def read_prompt(prompt: str) -> Question | None:
+    """Read a stored prompt for the semantic tier."""
+    return read(canonicalize(prompt))

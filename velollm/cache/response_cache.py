@@ -1,0 +1,380 @@
+"""The response cache: three tiers over one store. Plain calls without I/O of their own; the store and the clock are
+given.
+
+    cache = ResponseCache(semantic="on")
+    hit = cache.lookup("tenant", body)          # Hit | None
+    cache.store("tenant", body, answer)
+
+A proxy calls `prepare` once, keys its single-flight on `request.key`, asks `find`, and later `keep` and
+`record_shadow`."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import attrs
+import orjson
+
+from .eligibility import Controls, Tier, why_not_stored
+from .entry import Entry
+from .explanation import Explanation, TierVerdict
+from .guards import Question
+from .keys import tenant_digest
+from .request import Request, prepare, read_prompt
+from .semantic import Embedder, Match, SemanticIndex
+from .shadow import RouteReport, ShadowBook
+from .size import parse_size
+from .stores import Selection, Store, open_store
+
+__all__ = ["CacheStats", "Found", "Hit", "Mode", "Receipt", "ResponseCache"]
+
+Mode = Literal["on", "shadow", "off"]
+_MODES = ("on", "shadow", "off")
+_log = logging.getLogger("velollm.cache")
+
+
+@attrs.frozen(kw_only=True)
+class Hit:
+    """A stored answer. `age` is in seconds; `similarity` is 1.0 unless the tier is semantic; `prompt` is the stored
+    one."""
+
+    answer: Any = attrs.field(repr=False)
+    tier: Tier
+    age: float
+    similarity: float
+    key: bytes
+    prompt: str = attrs.field(default="", repr=False)
+
+    @property
+    def header(self) -> str:
+        """The value of `x-velollm-cache`."""
+        return f"hit-{self.tier}"
+
+
+@attrs.frozen(kw_only=True)
+class Found:
+    """What a search found: a hit to answer with, or a would-be hit of a tier in shadow mode, or neither."""
+
+    hit: Hit | None = None
+    shadow: Hit | None = None
+    reason: str = ""
+
+    @property
+    def header(self) -> str:
+        """The value of `x-velollm-cache`."""
+        if self.hit is not None:
+            return self.hit.header
+        return f"bypass; reason={self.reason}" if self.reason else "miss"
+
+
+@attrs.frozen(kw_only=True)
+class Receipt:
+    """What became of an answer that was offered. `wait` blocks until it is where a crash cannot lose it."""
+
+    stored: bool
+    reason: str = ""
+    ticket: int = 0
+    _store: Store | None = attrs.field(default=None, repr=False, alias="store")
+
+    def __bool__(self) -> bool:
+        return self.stored
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """True once the entry is durable; False if it was not stored or could not be written."""
+        return self._store is not None and self.stored and self._store.wait(self.ticket, timeout)
+
+
+@attrs.frozen(kw_only=True)
+class CacheStats:
+    """Counters since the start. `hits` by tier, `bypasses` and `refused` by reason; `store` is the store's own
+    account."""
+
+    lookups: int
+    hits: dict[str, int]
+    shadow_hits: int
+    misses: int
+    bypasses: dict[str, int]
+    stores: int
+    refused: dict[str, int]
+    indexed: int
+    store: dict[str, Any]
+
+
+class ResponseCache:
+    """See the module's docstring. Safe to call from any thread.
+
+    `exact`, `canonical`, `semantic`: the mode of each tier. `size`: bytes, or text such as `64MiB`. `ttl`: seconds.
+    `store`: `memory`, `sqlite:PATH`, `redis://...`, or a Store. `embedder`: text to vector, for retrieval only.
+    `max_temperature`: the semantic tier is closed above it; a request without a temperature counts as eligible.
+    `shared`: let tenants see each other's entries. `jitter`: the share of the ttl by which entries may expire early, so
+    that they do not all expire at once. `max_indexed`: prompts in the semantic index.
+    """
+
+    def __init__(
+        self,
+        *,
+        semantic: Mode = "shadow",
+        canonical: Mode = "on",
+        exact: Mode = "on",
+        size: int | str = "64MiB",
+        ttl: float = 3600.0,
+        store: str | Store = "memory",
+        embedder: Embedder | None = None,
+        clock: Callable[[], float] = time.time,
+        rng: random.Random | None = None,
+        max_temperature: float = 0.0,
+        shared: bool = False,
+        jitter: float = 0.1,
+        max_indexed: int = 100_000,
+    ) -> None:
+        self.modes: dict[Tier, Mode] = {"exact": exact, "canonical": canonical, "semantic": semantic}
+        for tier, mode in self.modes.items():
+            if mode not in _MODES:
+                raise ValueError(f"{tier}: {mode!r} is not one of {', '.join(_MODES)}")
+        if ttl <= 0 or not 0 <= jitter < 1:
+            raise ValueError("ttl must be above 0, and jitter from 0 to below 1")
+        self.ttl, self._jitter, self._shared, self._max_temperature = ttl, jitter, shared, max_temperature
+        self._clock, self._rng = clock, rng or random.Random()  # noqa: S311  # jitter, not a secret
+        self._lock = threading.RLock()
+        self._index = SemanticIndex(max_indexed, embedder)
+        self._book = ShadowBook()
+        self._counts: Counter[str] = Counter()
+        self._store: Store = open_store(store, parse_size(size), clock) if isinstance(store, str) else store
+        self._store.on_forget = self._forget
+        self.may_block = self._store.may_block or embedder is not None
+        self._loader: threading.Thread | None = None
+        self._closing = False
+        if self._store.persistent and self.modes["semantic"] != "off":
+            self._loader = threading.Thread(target=self._load, name="velollm-cache-index", daemon=True)
+            self._loader.start()
+
+    # -- the short way
+
+    def lookup(self, tenant: str | None, body: Mapping[str, Any], controls: Controls | None = None) -> Hit | None:
+        """The stored answer to a request, or None."""
+        return self.find(self.prepare(tenant, body, controls)).hit
+
+    def store(
+        self, tenant: str | None, body: Mapping[str, Any], answer: Any, controls: Controls | None = None
+    ) -> Receipt:
+        """Keep the answer to a request, if both are eligible."""
+        return self.keep(self.prepare(tenant, body, controls), answer)
+
+    # -- the way of a proxy
+
+    def prepare(
+        self, tenant: str | None, body: Mapping[str, Any], controls: Controls | None = None, *, variant: str = ""
+    ) -> Request:
+        """Assess a request and derive its keys; `request.key` is what identical requests share. `variant` is what
+        decides the answer but is not in the body, such as the digest of the resolved model."""
+        owner = None if self._shared else tenant
+        return prepare(owner, body, controls or Controls(), variant, self._max_temperature)
+
+    def find(self, request: Request, modes: Mapping[Tier, Mode] | None = None) -> Found:
+        """Search the tiers that are open to the request, the surest first. `modes` overrides the cache's for one
+        route."""
+        self._counts["lookups"] += 1
+        if not request.eligibility.read:
+            self._counts[f"bypass {request.eligibility.reason}"] += 1
+            return Found(reason=request.eligibility.reason)
+        shadow: Hit | None = None
+        for tier in request.eligibility.tiers:
+            mode = (modes or self.modes).get(tier, "off")
+            hit = None if mode == "off" else self._search(tier, request)
+            if hit is not None and mode == "on":
+                self._counts[f"hit {tier}"] += 1
+                return Found(hit=hit)
+            shadow = shadow or hit
+        self._counts["shadow" if shadow else "misses"] += 1
+        return Found(shadow=shadow)
+
+    def keep(self, request: Request, answer: Any, *, tags: tuple[str, ...] = ()) -> Receipt:
+        """Keep an answer. Nothing is kept that is incomplete, an error, or barred by the request."""
+        reason = request.eligibility.reason if not request.eligibility.write else why_not_stored(answer)
+        data = b""
+        if reason is None:
+            try:
+                data = orjson.dumps(answer)
+            except TypeError as error:
+                reason = "not-json"
+                _log.debug("answer not stored: %s", error)
+        if reason is not None:
+            self._counts[f"refused {reason}"] += 1
+            return Receipt(stored=False, reason=reason)
+        entry = self._entry(request, data, tags)
+        ticket = self._store.put(entry)
+        if not ticket:
+            self._counts["refused oversized"] += 1
+            return Receipt(stored=False, reason="oversized")
+        self._counts["stores"] += 1
+        self._enter(entry, request.question)
+        return Receipt(stored=True, ticket=ticket, store=self._store)
+
+    def record_shadow(
+        self, request: Request, would: Hit | None, answer: Any, *, route: str = "", seconds: float = 0.0
+    ) -> bool:
+        """Compare a would-be hit with the model's real answer (None: there was no would-be hit). An entry whose answer
+        disagreed is from then on not used for prompts as far away. Returns whether they agree."""
+        with self._lock:
+            if would is None:
+                self._book.miss(route)
+                return False
+            agrees = self._book.compare(route, request.prompt or "", would.prompt, would.answer, answer, seconds)
+            if not agrees and would.tier == "semantic":
+                self._index.distrust(would.key, would.similarity)
+            return agrees
+
+    def report(self) -> list[RouteReport]:
+        """The evidence of shadow mode by route."""
+        with self._lock:
+            return self._book.report()
+
+    # -- control
+
+    def explain(self, tenant: str | None, body: Mapping[str, Any], controls: Controls | None = None) -> Explanation:
+        """What each tier says to a request, and which guard refused which neighbour. Counts nothing, changes
+        nothing."""
+        request = self.prepare(tenant, body, controls)
+        verdicts: list[TierVerdict] = []
+        answered: Tier | None = None
+        for tier, mode in self.modes.items():
+            verdict = self._explain_tier(tier, mode, request)
+            verdicts.append(verdict)
+            if answered is None and verdict.outcome == "hit":
+                answered = tier
+        return Explanation(
+            key=request.key.hex(), reason=request.eligibility.reason, tier=answered, verdicts=tuple(verdicts),
+            canonical=request.canonical.clauses if request.canonical else "",
+            intents=tuple(sorted(request.question.form.intents)) if request.question else (),
+            body=request.question.form.body if request.question else (),
+        )  # fmt: skip
+
+    def purge(self, *, model: str | None = None, tag: str | None = None, tenant: str | None = None) -> int:
+        """Drop the entries that meet every criterion given; with none, all. Returns how many."""
+        owner = None if tenant is None else tenant_digest(tenant)
+        return self._store.purge(Selection(model=model, tag=tag, tenant=owner))
+
+    def stats(self) -> CacheStats:
+        """The counters."""
+        counts = dict(self._counts)
+        return CacheStats(
+            lookups=counts.get("lookups", 0), hits=_by_word(counts, "hit "), shadow_hits=counts.get("shadow", 0),
+            misses=counts.get("misses", 0), bypasses=_by_word(counts, "bypass "), stores=counts.get("stores", 0),
+            refused=_by_word(counts, "refused "), indexed=len(self._index), store=attrs.asdict(self._store.stats()),
+        )  # fmt: skip
+
+    def entries(self) -> list[Entry]:
+        """Every live entry, for an export."""
+        return list(self._store.entries())
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until the store has written all that was kept so far, and the index has been rebuilt."""
+        if self._loader is not None:
+            self._loader.join(timeout)
+        return self._store.flush(timeout)
+
+    def close(self) -> None:
+        """Write what is left and close the store."""
+        self._closing = True
+        if self._loader is not None:
+            self._loader.join(5.0)
+        self._store.close()
+
+    def __enter__(self) -> ResponseCache:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- within
+
+    def _search(self, tier: Tier, request: Request) -> Hit | None:
+        if tier == "exact":
+            entry = self._store.get(request.key)
+            return self._hit(entry, request, tier) if entry is not None and entry.check == request.check else None
+        if tier == "canonical":
+            entry = self._store.find(request.alias)
+            return (
+                self._hit(entry, request, tier)
+                if entry is not None and entry.alias_check == request.alias_check
+                else None
+            )
+        if request.question is None:
+            return None
+        with self._lock:
+            match = self._index.search(request.scope, request.question)
+        return None if match is None else self._semantic_hit(match, request)
+
+    def _semantic_hit(self, match: Match, request: Request) -> Hit | None:
+        entry = self._store.get(match.key)
+        if entry is None:
+            self._forget(match.key)
+            return None
+        if entry.prompt != match.prompt or entry.alias_check[:16] != request.alias_check[:16]:
+            return None
+        return self._hit(entry, request, "semantic", match.similarity)
+
+    def _hit(self, entry: Entry, request: Request, tier: Tier, near: float = 1.0) -> Hit | None:
+        now = self._clock()
+        age = max(0.0, now - entry.created)
+        limit = request.controls.max_age
+        if entry.tenant != request.tenant or entry.expires <= now or (limit is not None and age > limit):
+            return None
+        return Hit(
+            answer=orjson.loads(entry.answer), tier=tier, age=age, similarity=near, key=entry.key, prompt=entry.prompt
+        )
+
+    def _entry(self, request: Request, data: bytes, tags: tuple[str, ...]) -> Entry:
+        asked = request.controls.ttl
+        ttl = self.ttl if asked is None else min(self.ttl, asked)
+        now = self._clock()
+        tiers = request.eligibility.tiers
+        return Entry(
+            key=request.key, check=request.check, tenant=request.tenant, model=request.model, created=now,
+            expires=now + ttl * (1 - self._jitter * self._rng.random()), answer=data, tags=tags,
+            alias=request.alias if "canonical" in tiers else b"",
+            alias_check=request.alias_check if "canonical" in tiers else b"",
+            scope=request.scope if "semantic" in tiers else b"",
+            prompt=request.prompt or "" if "semantic" in tiers else "",
+        )  # fmt: skip
+
+    def _enter(self, entry: Entry, question: Question | None) -> None:
+        if entry.scope and question is not None and self.modes["semantic"] != "off":
+            with self._lock:
+                self._index.add(entry.key, entry.scope, entry.prompt, question)
+
+    def _forget(self, key: bytes) -> None:
+        with self._lock:
+            self._index.discard(key)
+
+    def _load(self) -> None:
+        """Rebuild the index from the store; runs in its own thread and never stops the cache from answering."""
+        for entry in self._store.entries():
+            if self._closing:
+                return
+            self._enter(entry, read_prompt(entry.prompt) if entry.scope else None)
+
+    def _explain_tier(self, tier: Tier, mode: Mode, request: Request) -> TierVerdict:
+        if mode == "off" or tier not in request.eligibility.tiers or not request.eligibility.read:
+            why = "off" if mode == "off" else request.eligibility.reason
+            return TierVerdict(tier=tier, outcome="closed", reason=why)
+        hit = self._search(tier, request)
+        if hit is not None:
+            outcome: Literal["hit", "shadow"] = "hit" if mode == "on" else "shadow"
+            return TierVerdict(tier=tier, outcome=outcome, prompt=hit.prompt, similarity=hit.similarity)
+        if tier != "semantic" or request.question is None:
+            return TierVerdict(tier=tier, outcome="miss")
+        with self._lock:
+            near = self._index.nearest(request.scope, request.question)
+        refused = tuple((m.prompt, m.similarity, str(m.refusal)) for m in near)
+        return TierVerdict(tier=tier, outcome="miss", reason=refused[0][2] if refused else "", refused=refused)
+
+
+def _by_word(counts: Mapping[str, int], prefix: str) -> dict[str, int]:
+    return {name.removeprefix(prefix): n for name, n in counts.items() if name.startswith(prefix)}

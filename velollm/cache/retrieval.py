@@ -1,0 +1,153 @@
+"""Candidates for the guards to judge: by shared character trigrams, or by vectors of an embedder. Retrieval only
+ranks."""
+
+from __future__ import annotations
+
+import heapq
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+__all__ = ["TrigramIndex", "VectorIndex", "similarity", "trigrams"]
+
+_SCAN_BUDGET = 2000
+_LINEAR = 24
+
+
+def trigrams(words: Iterable[str]) -> frozenset[str]:
+    """The character trigrams of each word with its ends marked; short words and numbers whole."""
+    out: set[str] = set()
+    for word in words:
+        marked = f" {word} "
+        if len(marked) <= 4 or not word.isalpha():
+            out.add(marked)
+        else:
+            out.update(marked[i : i + 3] for i in range(len(marked) - 2))
+    return frozenset(out)
+
+
+def similarity(a: frozenset[str], b: frozenset[str]) -> float:
+    """Dice's coefficient of two sets of trigrams, 0 to 1."""
+    return 2 * len(a & b) / (len(a) + len(b)) if a or b else 1.0
+
+
+class TrigramIndex:
+    """An inverted index. A search reads the rarest trigrams first and stops at a budget, so that it costs the same at a
+    hundred entries and at a hundred thousand."""
+
+    def __init__(self) -> None:
+        self._features: dict[int, frozenset[str]] = {}
+        self._postings: dict[str, array[int]] = {}
+        self._dead = 0
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+    def add(self, slot: int, features: frozenset[str]) -> None:
+        """Enter a slot; slots are never used twice."""
+        self._features[slot] = features
+        if len(self._features) > _LINEAR and not self._postings:
+            self._rebuild()
+        elif self._postings:
+            self._post(slot, features)
+
+    def discard(self, slot: int) -> None:
+        """Forget a slot. Its postings go when half of all are dead."""
+        if self._features.pop(slot, None) is not None and self._postings:
+            self._dead += 1
+            if self._dead > len(self._features) + _LINEAR:
+                self._rebuild()
+
+    def search(self, features: frozenset[str], k: int) -> list[tuple[int, float]]:
+        """The k most similar slots with their similarity, best first."""
+        if not self._postings:
+            counts: Iterable[int] = self._features
+        else:
+            counts = self._shortlist(features, 4 * k)
+        known = self._features
+        scored = ((similarity(features, known[slot]), slot) for slot in counts if slot in known)
+        return [(slot, score) for score, slot in heapq.nlargest(k, scored)]
+
+    def _shortlist(self, features: frozenset[str], size: int) -> list[int]:
+        found = sorted((p for f in features if (p := self._postings.get(f)) is not None), key=len)
+        counts: Counter[int] = Counter()
+        scanned = 0
+        for posting in found:
+            if scanned and scanned + len(posting) > _SCAN_BUDGET:
+                break
+            counts.update(posting[-_SCAN_BUDGET:])
+            scanned += len(posting)
+        return heapq.nlargest(size, counts, key=counts.__getitem__)
+
+    def _post(self, slot: int, features: frozenset[str]) -> None:
+        for feature in features:
+            self._postings.setdefault(feature, array("Q")).append(slot)
+
+    def _rebuild(self) -> None:
+        self._postings = {}
+        self._dead = 0
+        for slot, features in self._features.items():
+            self._post(slot, features)
+
+
+class VectorIndex:
+    """Cosine similarity over an embedder's vectors; NumPy if it is there, plain Python if not."""
+
+    def __init__(self, embed: Callable[[str], Sequence[float]]) -> None:
+        self._embed = embed
+        self._slots: list[int] = []
+        self._rows: Any = None
+        self._plain: list[list[float]] = []
+        try:
+            import numpy as np
+        except ImportError:
+            self._np: Any = None
+        else:
+            self._np = np
+
+    def add(self, slot: int, text: str) -> None:
+        """Embed and enter a text."""
+        vector = _unit(self._embed(text))
+        at = len(self._slots)
+        self._slots.append(slot)
+        if self._np is None:
+            self._plain.append(vector)
+            return
+        if self._rows is None:
+            self._rows = self._np.zeros((64, len(vector)), dtype="float32")
+        elif at == len(self._rows):
+            self._rows = self._np.concatenate([self._rows, self._np.zeros_like(self._rows)])
+        self._rows[at] = vector
+
+    def discard(self, slot: int) -> None:
+        """Forget a slot; the last row takes its place."""
+        if slot not in self._slots:
+            return
+        at, last = self._slots.index(slot), len(self._slots) - 1
+        self._slots[at] = self._slots[last]
+        del self._slots[last]
+        if self._np is None:
+            self._plain[at] = self._plain[last]
+            del self._plain[last]
+        else:
+            self._rows[at] = self._rows[last]
+
+    def search(self, text: str, k: int) -> list[tuple[int, float]]:
+        """The k nearest slots with their cosine, best first."""
+        if not self._slots:
+            return []
+        vector = _unit(self._embed(text))
+        if self._np is None:
+            scores: Any = [sum(map(float.__mul__, row, vector)) for row in self._plain]
+            best = heapq.nlargest(k, range(len(scores)), key=scores.__getitem__)
+        else:
+            scores = self._rows[: len(self._slots)] @ self._np.asarray(vector, dtype="float32")
+            best = self._np.argsort(-scores)[:k].tolist()
+        return [(self._slots[i], float(scores[i])) for i in best]
+
+
+def _unit(vector: Sequence[float]) -> list[float]:
+    values = [float(x) for x in vector]
+    norm = sum(x * x for x in values) ** 0.5
+    return [x / norm for x in values] if norm else values

@@ -1,0 +1,128 @@
+"""Answers in memory: least recently used first out, bounded by bytes, expired entries never served."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from cachetools import LRUCache
+
+from ..entry import Entry
+from .base import Selection, StoreStats
+
+__all__ = ["MemoryStore"]
+
+_SWEEP_EVERY = 256
+
+
+class _Recent(LRUCache[bytes, Entry]):
+    """cachetools' LRU, telling its owner what it throws out."""
+
+    def __init__(self, maxsize: int, forget: Callable[[Entry], None]) -> None:
+        super().__init__(maxsize, getsizeof=lambda entry: entry.size)
+        self._forget = forget
+
+    def popitem(self) -> tuple[bytes, Entry]:
+        key, entry = super().popitem()
+        self._forget(entry)
+        return key, entry
+
+
+class MemoryStore:
+    """The default store. `size` is in bytes and covers answers, prompts and their places in the semantic index."""
+
+    may_block = False
+    persistent = False
+
+    def __init__(self, size: int, clock: Callable[[], float] = time.time) -> None:
+        self.on_forget: Callable[[bytes], None] | None = None
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._recent = _Recent(size, self._evicted)
+        self._aliases: dict[bytes, bytes] = {}
+        self._puts = self._evictions = self._expired = self._oversized = 0
+
+    def get(self, key: bytes) -> Entry | None:
+        with self._lock:
+            entry = self._recent.get(key)
+            if entry is None or entry.expires > self._clock():
+                return entry
+            self._expired += 1
+            self._remove(key)
+            return None
+
+    def find(self, alias: bytes) -> Entry | None:
+        with self._lock:
+            key = self._aliases.get(alias)
+            return None if key is None else self.get(key)
+
+    def put(self, entry: Entry) -> int:
+        with self._lock:
+            if entry.size > self._recent.maxsize:
+                self._oversized += 1
+                return 0
+            self._remove(entry.key)
+            self._recent[entry.key] = entry
+            if entry.alias:
+                self._aliases[entry.alias] = entry.key
+            self._puts += 1
+            if self._puts % _SWEEP_EVERY == 0:
+                self._sweep()
+            return self._puts
+
+    def wait(self, ticket: int, timeout: float | None = None) -> bool:
+        return ticket > 0
+
+    def delete(self, key: bytes) -> None:
+        with self._lock:
+            self._remove(key)
+
+    def purge(self, selection: Selection) -> int:
+        with self._lock:
+            doomed = [e.key for e in self._recent.values() if selection.covers(e)]
+            for key in doomed:
+                self._remove(key)
+            return len(doomed)
+
+    def entries(self) -> Iterator[Entry]:
+        with self._lock:
+            now = self._clock()
+            return iter([e for e in self._recent.values() if e.expires > now])
+
+    def flush(self, timeout: float | None = None) -> bool:
+        return True
+
+    def stats(self) -> StoreStats:
+        with self._lock:
+            return StoreStats(
+                kind="memory", entries=len(self._recent), bytes=int(self._recent.currsize),
+                limit=int(self._recent.maxsize),
+                evictions=self._evictions, expired=self._expired, oversized=self._oversized,
+            )  # fmt: skip
+
+    def close(self) -> None:
+        with self._lock:
+            self._recent.clear()
+            self._aliases.clear()
+
+    def _sweep(self) -> None:
+        now = self._clock()
+        for key in [e.key for e in self._recent.values() if e.expires <= now]:
+            self._expired += 1
+            self._remove(key)
+
+    def _remove(self, key: bytes) -> None:
+        entry = self._recent.pop(key, None)
+        if entry is not None:
+            self._unlink(entry)
+
+    def _evicted(self, entry: Entry) -> None:
+        self._evictions += 1
+        self._unlink(entry)
+
+    def _unlink(self, entry: Entry) -> None:
+        if self._aliases.get(entry.alias) == entry.key:
+            del self._aliases[entry.alias]
+        if self.on_forget is not None:
+            self.on_forget(entry.key)
