@@ -1,0 +1,30 @@
+"""Tool calls, made whole: a library of its own.
+
+    from velollm.toolcalls import fix
+    result = fix(answer_text, tools)
+    for name, arguments in result.calls:
+        run(name, **arguments)
+    print(result.content, result.errors)
+
+Pure and sans-IO: text in, values out.
+"""
+
+from __future__ import annotations
+
+from .families import family_of
+from .fixer import fix
+from .result import Call, FixError, FixResult
+from .stream import StreamEvent, StreamFixer
+from .tools import InvalidToolError, check_tools
+
+__all__ = [
+    "Call",
+    "FixError",
+    "FixResult",
+    "InvalidToolError",
+    "StreamEvent",
+    "StreamFixer",
+    "check_tools",
+    "family_of",
+    "fix",
+]

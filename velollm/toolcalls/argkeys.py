@@ -1,0 +1,86 @@
+"""Arguments as pairs of tags: `<arg_key>k</arg_key><arg_value>v</arg_value>` (GLM, Poolside, Ling 3, Hunyuan 3, LongCat).
+
+Values are verbatim. A key without a value is a cut, never an empty string.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from .calls import WrittenCall
+from .source import Source
+from .values import Raw, Unreadable
+
+__all__ = ["KEY_OPEN", "read_pairs"]
+
+KEY_OPEN = re.compile(r"<(?:\w+[_:])??arg_key>")
+_KEY_END = re.compile(r"</(?:\w+[_:])??arg_key>|(?=<(?:\w+[_:])??arg_value>)")
+_VALUE_OPEN = re.compile(r"\s*<(?:\w+[_:])??arg_value>")
+_VALUE_END = re.compile(
+    r"(?P<close></(?:\w+[_:])??arg_value>)|(?P<next><(?:\w+[_:])??arg_key>)|(?P<call></(?:\w+[_:])??tool_call>)"
+)
+_AFTER_VALUE = re.compile(
+    r"\s*(?:$|<(?:\w+[_:])??arg_key>|</(?:\w+[_:])??tool_calls?>|<[|｜]|<(?:\w+[_:])??tool_call>|</?\w+>)"
+)
+_SPACE = re.compile(r"\s*")
+
+
+def read_pairs(source: Source, pos: int, call: WrittenCall) -> int:
+    """Fill `call` with the pairs from `pos` on; returns the end.
+
+    Raises:
+        Unreadable: a key without a value, or a value that never ends.
+    """
+    text, limit = source.text, source.limit
+    made: dict[str, Any] = {}
+    call.arguments = made
+    call.quoted = True
+    while True:
+        space = _SPACE.match(text, pos, limit)
+        at = space.end() if space else pos
+        opening = KEY_OPEN.match(text, at, limit)
+        if opening is None:
+            return pos
+        key_end = _KEY_END.search(text, opening.end(), min(limit, opening.end() + 400))
+        if key_end is None:
+            raise Unreadable("a key without an end", at, cut=True)
+        key = text[opening.end() : key_end.start()].strip()
+        if "\n" in key or "<" in key:
+            raise Unreadable("a damaged key", at)
+        if not key_end[0]:
+            call.repairs.add("damaged_tag")
+        start = _VALUE_OPEN.match(text, key_end.end(), limit)
+        if start is None:
+            call.repairs.add("damaged_tag")
+        begin = start.end() if start else key_end.end()
+        value, pos = _read_value(text, begin, limit, call, lost=start is None)
+        made[key] = Raw(value.strip("\n") if start is None else value)
+
+
+def _read_value(text: str, begin: int, limit: int, call: WrittenCall, *, lost: bool) -> tuple[str, int]:
+    at = begin
+    close = _find(text, "</arg_value>", begin, limit)
+    opener = _find(text, "<tool_call>", begin, limit)
+    while True:
+        match = _VALUE_END.search(text, at, limit)
+        if match is None:
+            raise Unreadable("a value without an end", begin, cut=True)
+        at = match.end()
+        if match["close"]:
+            if _AFTER_VALUE.match(text, at, limit):
+                return text[begin : match.start()], at
+            continue
+        value = text[begin : match.start()]
+        if lost and not value.strip():
+            raise Unreadable("a key without a value", begin)
+        close = close if close >= at else _find(text, "</arg_value>", at, limit)
+        opener = opener if opener >= at else _find(text, "<tool_call>", at, limit)
+        if match["next"] or close > opener or close == limit:
+            call.repairs.add("missing_tag")
+            return value.rstrip("\n"), match.start()
+
+
+def _find(text: str, what: str, at: int, limit: int) -> int:
+    found = text.find(what, at, limit)
+    return found if found >= 0 else limit
