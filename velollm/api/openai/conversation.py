@@ -20,6 +20,7 @@ __all__ = ["Conversation", "arguments_text"]
 JSON: TypeAlias = dict[str, Any]
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+PLAIN_ROLES = ("user", "assistant", "system", "developer")
 COMMON = frozenset({"role", "content", "name"})
 ASSISTANT = COMMON | {"tool_calls", "function_call", "reasoning_content", "reasoning"}
 TOOL = COMMON | {"tool_call_id"}
@@ -35,6 +36,10 @@ class Conversation:
         self.turns = [self._turn(item, number) for number, item in enumerate(items)]
 
     def _turn(self, value: Any, number: int) -> Message:
+        if type(value) is dict and len(value) == 2 and value.get("role") in PLAIN_ROLES:
+            content = value.get("content")
+            if type(content) is str:  # nearly every turn there is
+                return Message(role=value["role"], content=content)
         path = at("messages", number)
         message = expect_object(value, path)
         role = need_str(message, "role", path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import NoneType
 from typing import Any, TypeAlias
 
@@ -12,7 +13,6 @@ from velollm.api.values import (
     get_bool,
     get_choice,
     get_int,
-    get_list,
     get_number,
     get_object,
     get_str,
@@ -35,6 +35,12 @@ SHARED = ENGINE | frozenset(
         "frequency_penalty", "presence_penalty", "repeat_penalty", "repetition_penalty", "logit_bias", "user",
     }
 )  # fmt: skip
+PASSED_ON: dict[str, Callable[[JSON, str], object]] = {
+    "store": get_bool,
+    "modalities": get_str_list,
+    **dict.fromkeys(("safety_identifier", "service_tier", "prompt_cache_key", "prompt_cache_retention"), get_str),
+    **dict.fromkeys(("metadata", "audio", "prediction", "web_search_options", "chat_template_kwargs"), get_object),
+}
 
 
 def parse_shared(payload: JSON) -> JSON:
@@ -129,11 +135,6 @@ def parse_think(payload: JSON, extra: JSON) -> bool | str | None:
 
 def check_passed_on(payload: JSON) -> None:
     """Check the types of known fields that no typed field represents; they travel in `extra`."""
-    for key in ("store", "parallel_tool_calls"):
-        get_bool(payload, key)
-    for key in ("safety_identifier", "service_tier", "prompt_cache_key", "prompt_cache_retention"):
-        get_str(payload, key)
-    for key in ("metadata", "audio", "prediction", "web_search_options", "chat_template_kwargs"):
-        get_object(payload, key)
+    for key in PASSED_ON.keys() & payload.keys():
+        PASSED_ON[key](payload, key)
     get_choice(payload, "verbosity", ("low", "medium", "high"))
-    get_list(payload, "modalities")

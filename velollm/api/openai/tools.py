@@ -34,6 +34,7 @@ MODES: dict[str, ToolChoice] = {
     "none": ToolChoice(mode="none"),
     "required": ToolChoice(mode="required"),
 }
+FIELDS = frozenset({"tools", "tool_choice", "functions", "function_call"})
 FORMATS = ("text", "json_object", "json_schema", "structural_tag")
 
 
@@ -48,6 +49,8 @@ class Tooling:
 
 def parse_tooling(payload: JSON) -> Tooling:
     """Read `tools` and `tool_choice`, or `functions` and `function_call`."""
+    if FIELDS.isdisjoint(payload):
+        return Tooling([], None)
     tools = [_tool(item, at("tools", number)) for number, item in enumerate(get_list(payload, "tools") or ())]
     if functions := get_list(payload, "functions"):
         found = [_function(item, at("functions", number)) for number, item in enumerate(functions)]
