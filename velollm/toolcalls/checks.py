@@ -11,43 +11,57 @@ __all__ = ["check_length", "check_number", "has_twins"]
 
 
 def check_number(value: float, spec: Mapping[str, Any], path: str) -> None:
-    low, high = spec.get("minimum"), spec.get("maximum")
-    above, below = spec.get("exclusiveMinimum"), spec.get("exclusiveMaximum")
-    if above is True:
+    """minimum, maximum, their exclusive forms (a bound, or draft 4's flag) and multipleOf."""
+    low, high = _bound(spec, "minimum"), _bound(spec, "maximum")
+    above, below = _bound(spec, "exclusiveMinimum"), _bound(spec, "exclusiveMaximum")
+    if spec.get("exclusiveMinimum") is True:
         above, low = low, None
-    if below is True:
+    if spec.get("exclusiveMaximum") is True:
         below, high = high, None
     if (
-        (_is_number(low) and value < low)
-        or (_is_number(high) and value > high)
-        or (_is_number(above) and value <= above)
-        or (_is_number(below) and value >= below)
+        (low is not None and value < low)
+        or (high is not None and value > high)
+        or (above is not None and value <= above)
+        or (below is not None and value >= below)
     ):
         raise Mismatch(path, f"{value} is out of range")
-    step = spec.get("multipleOf")
-    if _is_number(step) and step > 0:
+    step = _bound(spec, "multipleOf")
+    if step is not None and step > 0:
         ratio = value / step
-        if ratio != ratio or abs(ratio - round(ratio)) > 1e-9 * max(1.0, abs(ratio)):
+        if abs(ratio - round(ratio)) > 1e-9 * max(1.0, abs(ratio)):
             raise Mismatch(path, f"{value} is no multiple of {step}")
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def check_length(size: int, spec: Mapping[str, Any], low: str, high: str, path: str) -> None:
-    least, most = spec.get(low), spec.get(high)
-    if _is_number(least) and size < least:  # type: ignore[operator]
+    """The pair of keywords that bound a length."""
+    least, most = _bound(spec, low), _bound(spec, high)
+    if least is not None and size < least:
         raise Mismatch(path, f"is shorter than {least}")
-    if _is_number(most) and size > most:  # type: ignore[operator]
+    if most is not None and size > most:
         raise Mismatch(path, f"is longer than {most}")
 
 
+def _bound(spec: Mapping[str, Any], word: str) -> float | None:
+    value = spec.get(word)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
 def has_twins(items: list[Any]) -> bool:
+    """Whether two items are equal, as JSON sees it."""
     seen = set()
     for item in items:
-        mark = (isinstance(item, bool), repr(item))
+        mark = _mark(item)
         if mark in seen:
             return True
         seen.add(mark)
     return False
+
+
+def _mark(item: Any) -> Any:
+    if isinstance(item, bool) or item is None or isinstance(item, str):
+        return type(item), item
+    if isinstance(item, int | float):
+        return float, item
+    if isinstance(item, dict):
+        return dict, frozenset((key, _mark(value)) for key, value in item.items())
+    return list, tuple(_mark(value) for value in item)

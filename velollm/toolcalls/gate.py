@@ -196,7 +196,8 @@ class Gate:
         text = self._pending
         if text[at] == "{":
             if _OBJECT_HEAD.match(text, at):
-                return self._track(out, at)
+                self._track(out, at)
+                return None
             if _OBJECT_MAYBE.match(text, at) and len(text) - at < 200:
                 self._wait(out, at)
                 return None
@@ -208,7 +209,8 @@ class Gate:
                 return None
             return at + 1
         if _LIST_HEAD.match(text, at):
-            return self._track(out, at)
+            self._track(out, at)
+            return None
         if _LIST_MAYBE.match(text, at) and len(text) - at < 200:
             self._wait(out, at)
             return None
@@ -220,7 +222,6 @@ class Gate:
         self._depth = 0
         self._quoted = False
         self._scan = 0
-        return
 
     def _ticks(self, out: list[str], at: int) -> int | None:
         text = self._pending

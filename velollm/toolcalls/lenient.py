@@ -17,7 +17,7 @@ from attrs import define, field
 from .strings import OPENERS, read_string
 from .values import Bare, Lexeme, Unreadable, to_number
 
-__all__ = ["MAX_DEPTH", "Reading", "read_json", "read_lenient"]
+__all__ = ["MAX_DEPTH", "Reading", "read_json", "read_lenient", "read_strict"]
 
 MAX_DEPTH = 512
 """Deeper nesting is refused. Python's own json and orjson stop near 1,000."""
@@ -71,15 +71,23 @@ def read_json(text: str, pos: int = 0, limit: int | None = None) -> Reading:
     if limit is None:
         limit = len(text)
     try:
+        return read_strict(text, pos, limit)
+    except Unreadable:
+        return read_lenient(text, pos, limit)
+
+
+def read_strict(text: str, pos: int, limit: int) -> Reading:
+    """As `read_json`, by the strict scanner alone. Raw newlines in strings are let pass; drive paths are not."""
+    try:
         value, end = _strict(text, pos)
     except (ValueError, _Conflict, RecursionError):
-        return read_lenient(text, pos, limit)
+        raise Unreadable("no strict JSON", pos) from None
     if end > limit or type(value) is Lexeme:
-        return read_lenient(text, pos, limit)
+        raise Unreadable("no strict JSON", pos)
     if text.find("\\", pos, end) >= 0:
         span = text[pos:end]
         if _DRIVE.search(span) or "\\ud" in span or "\\uD" in span:
-            return read_lenient(text, pos, limit)
+            raise Unreadable("an escape that means itself", pos)
     return Reading(value, end)
 
 
@@ -92,7 +100,10 @@ def read_lenient(text: str, pos: int, limit: int) -> Reading:
         # The end in the outer text: count the escapes that were folded before it.
         reading.end = pos + _unfolded(text, pos, limit, reading.end)
         return reading
-    return _Reader(text, pos, limit).read()
+    reading = _Reader(text, pos, limit).read()
+    if not reading.repairs:
+        reading.repairs.add("json")
+    return reading
 
 
 def _unfolded(text: str, pos: int, limit: int, folded: int) -> int:

@@ -141,9 +141,11 @@ def _is_slip(written: str, meant: str) -> bool:
     if any(longer == prefix + shorter for prefix in _NEGATIONS):
         return False
     steps = distance(written, meant)
-    if steps > 2 or len(meant) < 3:
-        return False
-    return not (len(meant) <= 4 and len(written) == len(meant) and sorted(written) != sorted(meant))
+    swapped = sorted(written) == sorted(meant)
+    size = min(len(written), len(meant))
+    if size <= 4:
+        return size >= 3 and (swapped or (steps == 1 and len(written) != len(meant)))
+    return steps <= (2 if size >= 7 or swapped else 1)
 
 
 def distance(a: str, b: str, limit: int = 2) -> int:

@@ -10,7 +10,7 @@ import re
 
 from .argkeys import KEY_OPEN, read_pairs
 from .calls import WrittenCall, calls_in
-from .lenient import Reading, read_json
+from .lenient import Reading, read_json, read_lenient, read_strict
 from .markup import CALL_OPEN, read_markup_call
 from .pythonic import CALL_HEAD, read_calls
 from .source import Source
@@ -28,7 +28,7 @@ _SKIP = re.compile(rf"(?:\s+|[,;]|{SPECIAL_TOKEN}|{WRAPPER})+")
 _FENCE = re.compile(r"(?:```+|~~~)[\w-]*[ \t]*\n?")
 _HEAD_END = re.compile(
     rf"[{{(]|{KEY_OPEN.pattern}|(?P<close></(?:[\w-]+:)?(?:tool_call|function_call|tool_calls|longcat_tool_call)>|<\|/?tool_call(?:_end)?\|?>|"
-    r"<end_function_call>|<[|｜]tool[▁_]call[▁_]end[|｜]>)|<(?:function|invoke)\b"
+    r"<end_function_call>|<[|｜]tool[▁_]call[▁_]end[|｜]>)|<(?:[\w-]+:)?(?:function|invoke)\b"
 )
 _HEAD_LIMIT = 400
 _HEAD_TOKENS = re.compile(rf"\[CALL_ID\][^\[{{]*|\[[A-Z_]+\]|{SPECIAL_TOKEN}|{WRAPPER}|```\w*|>>>|\bcall:")
@@ -40,6 +40,10 @@ _TAGGED = re.compile(
     r"<(?P<tag>name|function|tool_name|tool|function_name)>\s*(?P<name>[^<\n]{1,200}?)\s*</(?P=tag)>\s*"
 )
 _TAGGED_ARGUMENTS = re.compile(r"<(arguments|parameters|args|input|params)>\s*")
+_OPENER = re.compile(r"<[^/]|\[[A-Z]")
+_SIBLING = re.compile(
+    r"(?:</(?:[\w-]+:)?(?:tool_call|function_call)s?>|<[|｜][^|｜<>\n]{1,40}end[|｜]>)\s*(?:<(?:[\w-]+:)?(?:tool_call|function_call)|<[|｜])"
+)
 _EXTRA = re.compile(r"[\s}\]]*")
 _MAX_CALLS = 256
 
@@ -57,7 +61,7 @@ def read_native(source: Source, pos: int) -> tuple[list[WrittenCall], int]:
     end = pos
     at = skip_wrappers(text, pos, limit)
     while at < limit and len(found) < _MAX_CALLS:
-        opened = at > end or not found
+        opened = not found or _OPENER.search(text, end, at) is not None
         try:
             calls, after = _read_one(source, at, opened)
         except Unreadable as error:
@@ -115,7 +119,7 @@ def _behind_fence(text: str, end: int) -> int:
 
 
 def _json_calls(source: Source, at: int) -> tuple[list[WrittenCall], int]:
-    reading = read_json(source.text, at, source.limit)
+    reading = _read_bounded(source, at)
     end = _behind_extra(source.text, reading, at)
     calls = calls_in(reading.value, source.tools)
     if not calls:
@@ -126,6 +130,15 @@ def _json_calls(source: Source, at: int) -> tuple[list[WrittenCall], int]:
         call.repairs |= reading.repairs
         call.supplied += reading.supplied
     return calls, end
+
+
+def _read_bounded(source: Source, at: int) -> Reading:
+    """The value at `at`. A broken one is not looked for behind the next call's opening marker."""
+    try:
+        return read_strict(source.text, at, source.limit)
+    except Unreadable:
+        sibling = _SIBLING.search(source.text, at, source.limit)
+        return read_lenient(source.text, at, sibling.start() if sibling else source.limit)
 
 
 def _by_counter(value: object) -> list[WrittenCall] | None:
@@ -186,9 +199,9 @@ def _headed(source: Source, at: int) -> tuple[list[WrittenCall], int]:
         if begin != at or not CALL_HEAD.match(text, at, limit):
             return [], at
         return read_calls(text, at, limit, source.tools)
-    if stop[0] in ("<function", "<invoke"):
+    if stop[0].endswith(("function", "invoke")):
         named = _name_in(head, source)
-        if named is None and head.strip().lower() not in _NOISE:
+        if named is None and _HEAD_TOKENS.sub(" ", head).strip().lower() not in _NOISE:
             return [], at
         call, end = read_markup_call(source, stop.start())
         return [call], end
@@ -207,7 +220,7 @@ def _headed(source: Source, at: int) -> tuple[list[WrittenCall], int]:
 
 
 def _object_body(source: Source, at: int, call: WrittenCall) -> int:
-    reading = read_json(source.text, at, source.limit)
+    reading = _read_bounded(source, at)
     call.arguments = reading.value
     call.repairs |= reading.repairs
     call.supplied += reading.supplied

@@ -13,7 +13,7 @@ from collections import Counter
 from attrs import define
 
 from .calls import Rejected, WrittenCall, calls_in, settle
-from .families import harmony, react
+from .families import Read, harmony, react
 from .lenient import read_json
 from .markers import BACKTICK_REACH, CLOSERS, MARK, READERS, TRIGGER, announces, ends_sentence
 from .native import SPECIAL_TOKEN, WRAPPER, read_native
@@ -75,6 +75,7 @@ class Answer:
         self.errors: list[FixError] = []
         self.repairs: Counter[str] = Counter()
         self.thoughts: list[tuple[int, int]] = []
+        self.refused: list[tuple[int, int]] = []  # would-be calls that stay text, markup and all
         self._thinking: tuple[int, str] | None = None
         self._fresh = -1  # where a call or a thought has just ended: as good as a line's start
 
@@ -136,6 +137,8 @@ class Answer:
             return self._native(pos + 9, read_native, marked=True, after=pos + 10, span=pos)
         if text.startswith(">>>", pos):
             return self._native(pos + 3, read_native, marked=True, after=pos + 3, span=pos)
+        if text.startswith("function call<", pos):
+            return self._native(pos + 13, read_native, marked=True, after=pos + 14, span=pos)
         return pos + 1
 
     def _mark(self, at: int) -> int:
@@ -318,9 +321,8 @@ class Answer:
             call.repairs |= reading.repairs
         return found, end
 
-    def _native(self, at: int, read: object, *, marked: bool, after: int, span: int | None = None) -> int:
+    def _native(self, at: int, read: Read, *, marked: bool, after: int, span: int | None = None) -> int:
         """Read the calls of a marker at `at`; `after` is where the scan goes on if it opens none."""
-        assert callable(read)
         try:
             calls, end = read(self.source, at)
         except Unreadable as error:
@@ -331,6 +333,7 @@ class Answer:
             again = _RESYNC.search(self.text, max(after, at + 1), self.source.limit)
             if again is None:
                 return self.source.limit
+            self.refused.append((at, again.end()))
             self._fresh = again.end()
             return again.end()
         if not calls:
@@ -358,6 +361,7 @@ class Answer:
             except Rejected as rejected:
                 self.errors.append(rejected.error)
                 if not shared:
+                    self.refused.append((begin, stop))
                     begin = stop
                 continue
             item = Found(call, begin, stop, marked, signal, self._thinking is not None)
@@ -464,21 +468,34 @@ class Answer:
     def _content(self, spoken: list[Found]) -> str | None:
         text = self.text
         spans = sorted([*self.thoughts, *((item.start, item.end) for item in spoken)])
-        parts: list[str] = []
-        pos = 0
-        for low, high in spans:
-            if low > pos:
-                parts.append(text[pos:low])
-            pos = max(pos, high)
-        if pos < len(text):
-            parts.append(text[pos:])
         made = ""
-        for part in parts:
-            piece = _LEAKED.sub("", part) if "<" in part or "]" in part else part
+        pos = 0
+        for low, high in [*spans, (len(text), len(text))]:
+            piece = self._cleaned(pos, low) if low > pos else ""
             if piece.strip():
-                made = made.rstrip() + piece if made else piece
+                if made:
+                    made = made.rstrip()
+                    piece = piece if piece[0].isspace() else f"\n{piece}"
+                made += piece
+            pos = max(pos, high)
         made = made.rstrip()
         return made if made.strip() else None
+
+    def _cleaned(self, start: int, end: int) -> str:
+        """The text of a span without leaked tokens and stray tags; refused calls stay as they are."""
+        text = self.text
+        if text.find("<", start, end) < 0 and text.find("]", start, end) < 0:
+            return text[start:end]
+        parts = []
+        pos = start
+        for low, high in self.refused:
+            if low >= end or high <= pos:
+                continue
+            parts.append(_LEAKED.sub("", text[pos : max(pos, low)]))
+            parts.append(text[max(pos, low) : min(high, end)])
+            pos = min(high, end)
+        parts.append(_LEAKED.sub("", text[pos:end]))
+        return "".join(parts)
 
     @property
     def reasoning(self) -> str | None:
