@@ -3,14 +3,11 @@
     message_start ─▶ (content_block_start ─▶ content_block_delta … ─▶ content_block_stop) …
                   ─▶ message_delta ─▶ message_stop
 
-Anthropic's blocks never interleave, while engines may mix the pieces of parallel tool calls. So blocks stand in a
-queue: the first is open and streams, the others collect. It is closed when the next one waits and it has all it can
-get: text and thoughts at once, a call when its arguments are a complete JSON object.
+Its blocks never interleave: `velollm.api.blocks` puts what engines mix into order.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Any, TypeAlias
 
 import orjson
@@ -24,9 +21,10 @@ from velollm.api.anthropic.answer import (
     tool_id,
 )
 from velollm.api.anthropic.errors import render_error
+from velollm.api.blocks import Block, BlockQueue
 from velollm.api.openai import Minter
 from velollm.errors import VeloError
-from velollm.messages import ChatEvent, ChatRequest, FinishReason, ResponseMeta, ToolCallDelta, Usage
+from velollm.messages import ChatEvent, ChatRequest, FinishReason, ResponseMeta, Usage
 
 __all__ = ["MessageStream"]
 
@@ -40,38 +38,10 @@ TEXT = (
 STOP = b'event: content_block_stop\ndata: {"type":"content_block_stop","index":%d}\n\n'
 DELTAS = {
     "text": ("text_delta", "text"),
-    "thinking": ("thinking_delta", "thinking"),
+    "reasoning": ("thinking_delta", "thinking"),
     "tool": ("input_json_delta", "partial_json"),
 }
 MESSAGE_STOP = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
-
-
-class _Block:
-    """One content block: what of it has been sent (`index` is -1 before that), and what waits."""
-
-    __slots__ = ("call", "id", "index", "kind", "name", "pieces", "signer", "written")
-
-    def __init__(self, kind: str, call: int = -1) -> None:
-        self.kind = kind
-        self.call = call
-        self.id: str | None = None
-        self.name = ""
-        self.index = -1
-        self.pieces: list[str] = []
-        self.written: list[str] = []  # a call's arguments that were sent
-        self.signer = Signer() if kind == "thinking" else None
-
-    def complete(self) -> bool:
-        """Whether nothing more can come: for a call whose pieces are all written, that they are a JSON object."""
-        if self.kind != "tool":
-            return True
-        if not self.written or not self.written[-1].rstrip().endswith("}"):
-            return False
-        try:
-            orjson.loads("".join(self.written))
-        except orjson.JSONDecodeError:
-            return False
-        return True
 
 
 class MessageStream:
@@ -80,14 +50,12 @@ class MessageStream:
     def __init__(self, request: ChatRequest, mint: Minter) -> None:
         self._request = request
         self._mint = mint
-        self._thinking = shows_thinking(request)
+        self._blocks = BlockQueue(reasoning=shows_thinking(request))
+        self._signer = Signer()
         self._meta: ResponseMeta | None = None
         self._usage: Usage | None = None
         self._finish: FinishReason | None = None
         self._stop_sequence: str | None = None
-        self._queue: deque[_Block] = deque()
-        self._calls: dict[int, _Block] = {}
-        self._blocks = 0
         self._started = False
         self._finished_raw = False
 
@@ -110,25 +78,11 @@ class MessageStream:
         if event.stop_sequence is not None:
             self._stop_sequence = event.stop_sequence
         start = b"" if self._started else self._start()
-        if event.text and self._streams_text(event):
-            return start + TEXT % (self._queue[0].index, orjson.dumps(event.text))
-        if event.reasoning and self._thinking:
-            self._tail("thinking").pieces.append(event.reasoning)
-        if event.text:
-            self._tail("text").pieces.append(event.text)
-        for delta in event.tool_calls:
-            self._call(delta)
-        return start + self._flush(last=False)
-
-    def _streams_text(self, event: ChatEvent) -> bool:
-        """Whether this is just one more piece of the text that is being sent."""
-        queue = self._queue
-        return (
-            len(queue) == 1
-            and queue[0].kind == "text"
-            and queue[0].index >= 0
-            and not (event.reasoning or event.tool_calls)
-        )
+        block = self._blocks.just_text(event)
+        if block is not None:
+            return TEXT % (block.index, orjson.dumps(event.text)) if event.text else b""
+        self._blocks.add(event)
+        return start + self._steps()
 
     def _start(self) -> bytes:
         self._started = True
@@ -141,69 +95,36 @@ class MessageStream:
         }
         return _frame("message_start", {"message": message})
 
-    # ---- blocks ----
-
-    def _tail(self, kind: str) -> _Block:
-        """The block that text of this kind belongs to: the last one, if it is of this kind."""
-        if not self._queue or self._queue[-1].kind != kind:
-            self._queue.append(_Block(kind))
-        return self._queue[-1]
-
-    def _call(self, delta: ToolCallDelta) -> None:
-        block = self._calls.get(delta.index)
-        if block is None:
-            block = self._calls[delta.index] = _Block("tool", delta.index)
-            self._queue.append(block)
-        if delta.id and block.id is None:
-            block.id = delta.id
-        if delta.name and not block.name:
-            block.name = delta.name
-        if delta.arguments:  # of a call that is closed already, only space or rubbish behind the object can come
-            block.pieces.append(delta.arguments)
-
-    def _flush(self, last: bool) -> bytes:
-        """Send what the first block has; go on to the next ones as long as those before them are complete."""
+    def _steps(self, *, last: bool = False) -> bytes:
         frames = b""
-        queue = self._queue
-        while queue:
-            block = queue[0]
-            if block.index < 0:
-                if block.kind == "tool" and not block.name and not last:
-                    return frames  # its start needs the name
+        for step, block, text in self._blocks.steps(last=last):
+            if step == "open":
                 frames += self._open(block)
-            frames += self._send(block)
-            if not last and (len(queue) == 1 or not block.complete()):
-                return frames
-            frames += self._close(block)
-            queue.popleft()
+            elif step == "piece":
+                frames += self._piece(block, text)
+            else:
+                frames += self._close(block)
         return frames
 
-    def _open(self, block: _Block) -> bytes:
-        block.index = self._blocks
-        self._blocks += 1
+    def _open(self, block: Block) -> bytes:
         content: JSON = {"type": "text", "text": ""}
-        if block.kind == "thinking":
+        if block.kind == "reasoning":
+            self._signer = Signer()
             content = {"type": "thinking", "thinking": "", "signature": ""}
         elif block.kind == "tool":
             content = {"type": "tool_use", "id": tool_id(block.id, self._mint), "name": block.name, "input": {}}
         return _frame("content_block_start", {"index": block.index, "content_block": content})
 
-    def _send(self, block: _Block) -> bytes:
-        if not block.pieces:
-            return b""
-        text = "".join(block.pieces)
-        block.pieces.clear()
-        if block.kind == "tool":
-            block.written.append(text)
-        if block.signer is not None:
-            block.signer.add(text)
+    def _piece(self, block: Block, text: str) -> bytes:
+        if block.kind == "reasoning":
+            self._signer.add(text)
         kind, field = DELTAS[block.kind]
         return _frame("content_block_delta", {"index": block.index, "delta": {"type": kind, field: text}})
 
-    def _close(self, block: _Block) -> bytes:
+    def _close(self, block: Block) -> bytes:
         frames = b""
-        if block.signer is not None:
-            delta = {"type": "signature_delta", "signature": block.signer.signature()}
+        if block.kind == "reasoning":
+            delta = {"type": "signature_delta", "signature": self._signer.signature()}
             frames = _frame("content_block_delta", {"index": block.index, "delta": delta})
         return frames + STOP % block.index
 
@@ -214,8 +135,8 @@ class MessageStream:
         if self._finished_raw:
             return b""
         frames = b"" if self._started else self._start()
-        frames += self._flush(last=True)
-        reason = stop_reason(self._finish, self._stop_sequence, bool(self._calls))
+        frames += self._steps(last=True)
+        reason = stop_reason(self._finish, self._stop_sequence, self._blocks.called)
         sequence = self._stop_sequence if reason == "stop_sequence" else None
         body: JSON = {
             "delta": {"stop_reason": reason, "stop_sequence": sequence},
