@@ -222,4 +222,4 @@ def write_tiny_gguf(path: str | Path, *, seed: int = 0, metadata: Mapping[str, A
 
 
 if __name__ == "__main__":
-    print(write_tiny_gguf(sys.argv[1]))
+    write_tiny_gguf(sys.argv[1])

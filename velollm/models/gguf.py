@@ -16,7 +16,7 @@ import attrs
 from velollm.errors import ConfigError
 from velollm.models.gguf_types import FILE_TYPES, TENSOR_TYPES
 
-__all__ = ["GGUF", "GGUFError", "LongArray", "read_gguf"]
+__all__ = ["GGUF", "GGUFError", "LongArray", "parameter_size", "read_gguf"]
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -90,6 +90,13 @@ class GGUF:
     def chat_template(self) -> str | None:
         """The Jinja text that makes a prompt of a conversation."""
         return self.get("tokenizer.chat_template", str)  # type: ignore[no-any-return]
+
+
+def parameter_size(parameters: int) -> str:
+    """A count of weights as people say it: `135M`, `7.2B`; an empty string for none."""
+    if parameters >= 1_000_000_000:
+        return f"{parameters / 1e9:.1f}B"
+    return f"{parameters / 1e6:.0f}M" if parameters >= 1_000_000 else f"{parameters / 1e3:.0f}K" if parameters else ""
 
 
 def read_gguf(path: str | Path) -> GGUF:

@@ -1,0 +1,354 @@
+"""A GGUF file served by a llama-server of our own, in a child process that is started anew when it crashes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import secrets
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from contextlib import aclosing
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar
+
+import attrs
+import httpx
+
+from velollm.backend import Backend, Capabilities, HttpRequest, HttpResponse, Limits
+from velollm.contrib.llamacpp.plan import Plan, make_plan, this_machine
+from velollm.contrib.llamacpp.process import LlamaProcess
+from velollm.contrib.llamacpp.server import LlamaServerBackend
+from velollm.errors import (
+    BackendError,
+    BackendProtocolError,
+    BackendUnreachable,
+    ConfigError,
+    ModelNotFound,
+)
+from velollm.messages import ChatEvent, ChatRequest, Embeddings, EmbedRequest, ModelInfo
+from velollm.models.find import find, is_path
+from velollm.models.gguf import GGUF, parameter_size, read_gguf
+from velollm.models.hub import fetch_files, need_hub, parse_hub
+
+__all__ = ["EmbeddedBackend", "from_hub"]
+
+logger = logging.getLogger("velollm.llamacpp")
+
+T = TypeVar("T")
+
+START_SECONDS = 600.0
+NOTICE_SECONDS = 0.3  # a broken connection is noticed before the end of the process that broke it
+MAX_CRASHES = 5  # in a row, each within
+CRASH_WINDOW = 60.0  # seconds of the one before
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0
+HEAD = 1024 * 1024  # of a file, enough to tell it from others
+
+
+class EmbeddedBackend(Backend):
+    """The model `model`: a path to a GGUF file, the name of an installed model, or `hf:org/repo:quant`.
+
+    `ctx` is the context of one conversation in tokens, `parallel` how many are answered at once (both by default what
+    suits the model and the memory), `kv_type` the type of the KV cache. `unified` lets conversations share one pool of
+    `ctx` tokens. `aliases` are further names it answers to. Raises `ConfigError` when there is no such model, when the
+    file is no usable GGUF, or when the extra is missing.
+    """
+
+    capabilities = Capabilities(
+        dialects=frozenset({"openai"}),
+        json_schema=True,
+        grammar=True,
+        tools=True,
+        tool_choice=True,
+        tokenize=True,
+        slots=True,
+    )
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        name: str | None = None,
+        limits: Limits = Limits(),
+        aliases: Iterable[str] = (),
+        ctx: int | None = None,
+        parallel: int | None = None,
+        threads: int | None = None,
+        kv_type: str = "f16",
+        unified: bool = False,
+        folder: Path | None = None,
+        start_timeout: float = START_SECONDS,
+        api_key: str | None = None,
+        headers: Mapping[str, str] = {},
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        if api_key or headers:
+            raise ConfigError(f"{model}: api_key and headers mean nothing to an embedded model")
+        if find_spec("xllamacpp") is None:
+            raise ConfigError('a GGUF file needs llama.cpp to run: pip install "velollm[llamacpp]"')
+        self._wanted = model
+        self._folder = folder
+        self._limits = limits
+        self._transport = transport
+        self._start_timeout = start_timeout
+        self._options: dict[str, Any] = {
+            "ctx": ctx, "parallel": parallel, "threads": threads, "kv_type": kv_type, "unified": unified,
+        }  # fmt: skip
+        self.model = _model_name(model)
+        self.name = name or self.model
+        self.aliases = frozenset(aliases)
+        self._file: tuple[Path, GGUF] | None = None
+        if model.startswith("hf:"):
+            parse_hub(model)
+            need_hub()
+        else:
+            path = _locate(model, folder)
+            self._file = path, read_gguf(path)
+        self._running: _Running | None = None
+        self._starting: asyncio.Task[_Running] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._crashes = Crashes()
+
+    # ---- what it answers ----
+
+    async def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+        """Generate; starts the engine, or waits for its restart, when need be."""
+        asked = self._named(request)
+        for attempt in (1, 2):
+            running = await self._serving()
+            try:
+                async with aclosing(running.server.chat(asked)) as events:
+                    async for event in events:
+                        yield event
+                return
+            except (BackendProtocolError, BackendUnreachable) as error:
+                crash = await self._crash_behind(running, error)
+                if crash is None:
+                    raise
+                if attempt == 2 or not isinstance(error, BackendUnreachable):  # else nothing was sent
+                    raise crash from error
+
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        """One vector an input: by the pooling that the model was trained for, else the mean over its tokens."""
+        self._check(request.model)
+        return await self._ask(lambda server: server.embed(attrs.evolve(request, model=self.model)))
+
+    async def count_tokens(self, request: ChatRequest) -> int:
+        """Tokens of the prompt as the model sees it."""
+        asked = self._named(request)
+        return await self._ask(lambda server: server.count_tokens(asked))
+
+    async def tokenize(self, model: str, text: str, *, add_special: bool = False) -> list[int]:
+        """Token ids of `text`."""
+        self._check(model)
+        return await self._ask(lambda server: server.tokenize(self.model, text, add_special=add_special))
+
+    async def detokenize(self, model: str, tokens: list[int]) -> str:
+        """Text of token ids."""
+        self._check(model)
+        return await self._ask(lambda server: server.detokenize(self.model, tokens))
+
+    async def forward(self, request: HttpRequest) -> HttpResponse:
+        """Pass on what lies below `/v1`."""
+        return await self._ask(lambda server: server.forward(request))
+
+    async def models(self) -> list[ModelInfo]:
+        """The one model, from its file; the engine need not run."""
+        path, header = await self._model_file()
+        return [_describe(self.model, path, header, make_plan(header, this_machine(), **self._options))]
+
+    async def start(self) -> None:
+        """Load the model."""
+        await self._serving()
+
+    async def ready(self) -> None:
+        """Return when the model is loaded."""
+        await self._ask(lambda server: server.ready())
+
+    async def aclose(self) -> None:
+        """End the child process."""
+        for task in (self._watching, self._starting):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait({task})
+        running, self._running = self._running, None
+        self._watching = self._starting = None
+        if running is not None:
+            await running.server.aclose()
+            await running.process.stop()
+
+    # ---- the child ----
+
+    async def _serving(self) -> _Running:
+        """The running child. One start serves all who wait for it, and outlives those who leave."""
+        running = self._running
+        if running is not None and not running.process.ended.is_set():
+            return running
+        if self._starting is None or self._starting.done():
+            self._starting = asyncio.create_task(self._launch())
+            self._starting.add_done_callback(_note)
+        return await asyncio.shield(self._starting)
+
+    async def _launch(self) -> _Running:
+        loop = asyncio.get_running_loop()
+        self._crashes.check(loop.time(), self.name)
+        await asyncio.sleep(self._crashes.pause)
+        if self._running is not None:
+            await self._running.server.aclose()
+            self._running = None
+        path, header = await self._model_file()
+        plan = make_plan(header, this_machine(), **self._options)
+        key = secrets.token_urlsafe(32)  # other users of this machine could reach its port
+        names = [self.model]
+        process = LlamaProcess({**attrs.asdict(plan), "path": str(path), "names": names, "key": key}, name=self.name)
+        try:
+            url = await process.start(self._start_timeout)
+        except BackendError as error:
+            self._crashes.add(loop.time(), error.message)
+            raise
+        server = LlamaServerBackend(url, name=self.name, limits=self._limits, api_key=key, transport=self._transport)
+        self._running = _Running(process, server)
+        self._watching = asyncio.create_task(self._restart_after(self._running))
+        logger.info(
+            "%s is loaded: %d conversations at once, %d tokens of context each, %d threads",
+            self.name, 1 if plan.unified else plan.slots, plan.context, plan.threads,
+        )  # fmt: skip
+        return self._running
+
+    async def _restart_after(self, running: _Running) -> None:
+        """Wait for the end of the child, which nobody wanted, and start the next."""
+        await running.process.ended.wait()
+        ending = running.process.ending
+        logger.error("%s: llama.cpp %s; starting it again", self.name, ending)
+        self._crashes.add(asyncio.get_running_loop().time(), ending)
+        try:
+            await self._serving()
+        except BackendError as error:
+            logger.error("%s", error.message)
+
+    async def _crash_behind(self, running: _Running, error: BackendError) -> BackendError | None:
+        """What to say instead of `error` when the child has ended; None when it has not."""
+        try:
+            async with asyncio.timeout(NOTICE_SECONDS):
+                await running.process.ended.wait()
+        except TimeoutError:
+            return None
+        return BackendError(
+            f"{self.name}: llama.cpp {running.process.ending}; it is being started again: repeat the request",
+            backend=self.name,
+            retry_after=1,
+        )
+
+    async def _ask(self, method: Callable[[LlamaServerBackend], Awaitable[T]]) -> T:
+        running = await self._serving()
+        try:
+            return await method(running.server)
+        except (BackendProtocolError, BackendUnreachable) as error:
+            crash = await self._crash_behind(running, error)
+            raise crash or error from error.__cause__
+
+    # ---- the model ----
+
+    async def _model_file(self) -> tuple[Path, GGUF]:
+        if self._file is None:
+            files = await asyncio.to_thread(fetch_files, self._wanted)
+            self._file = files[0], read_gguf(files[0])
+        return self._file
+
+    def _named(self, request: ChatRequest) -> ChatRequest:
+        self._check(request.model)
+        return request if request.model == self.model else request.replace(model=self.model)
+
+    def _check(self, model: str) -> None:
+        known = {"", self.model, f"{self.model}:latest", self._wanted} | self.aliases
+        if model not in known:
+            raise ModelNotFound(f"model {model!r} is not served here; {self.model!r} is", param="model")
+
+
+@attrs.frozen
+class _Running:
+    process: LlamaProcess
+    server: LlamaServerBackend
+
+
+@attrs.define
+class Crashes:
+    """Counts crashes in a row: how long to wait before the next start, and when to stop trying for a while."""
+
+    count: int = 0
+    last: float = 0.0
+    words: str = ""
+
+    @property
+    def pause(self) -> float:
+        """Seconds to wait before the next start."""
+        return min(FIRST_PAUSE * 2 ** (self.count - 1), LONGEST_PAUSE) if self.count else 0.0
+
+    def add(self, now: float, words: str) -> None:
+        """One more, at `now` seconds of a monotonic clock; long after the one before, counting begins anew."""
+        self.count = self.count + 1 if now - self.last < CRASH_WINDOW else 1
+        self.last, self.words = now, words
+
+    def check(self, now: float, name: str) -> None:
+        """Raises `BackendError` while it makes no sense to try again."""
+        rest = self.last + CRASH_WINDOW - now
+        if rest <= 0:
+            self.count = 0
+        if self.count >= MAX_CRASHES:
+            raise BackendError(
+                f"{name}: llama.cpp failed {self.count} times in a row and gets a rest; at last it {self.words}",
+                backend=name,
+                status=503,
+                retry_after=rest,
+            )
+
+
+def from_hub(url: str, **options: Any) -> EmbeddedBackend:
+    """The model `hf:org/repo:quant`, downloaded at the start if the hub's cache does not have it."""
+    return EmbeddedBackend(url, **options)
+
+
+def _note(task: asyncio.Task[Any]) -> None:
+    """A start that failed is told to those who wait for it; if nobody does, that is no news either."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _model_name(wanted: str) -> str:
+    if wanted.startswith("hf:"):
+        return wanted.removeprefix("hf:").removeprefix("//")
+    if is_path(wanted):
+        return Path(wanted).stem
+    return wanted.removesuffix(":latest")
+
+
+def _locate(model: str, folder: Path | None) -> Path:
+    path = find(model, folder)
+    if path is None:
+        raise ConfigError(
+            f"no model {model!r} is installed: `velollm models list` shows what is, "
+            f"`velollm models install {model}` may bring it"
+        )
+    return path
+
+
+def _describe(name: str, path: Path, header: GGUF, plan: Plan) -> ModelInfo:
+    template = header.chat_template or ""
+    embeds = bool(header.get("{arch}.pooling_type", int))
+    capabilities = ["embedding"] if embeds else ["completion", "tools", "embedding"]
+    if "enable_thinking" in template or "<think>" in template:
+        capabilities.append("thinking")
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    return ModelInfo(
+        id=name,
+        created=int(path.stat().st_mtime),
+        owned_by="velollm",
+        size=header.size,
+        digest=hashlib.sha256(head + header.size.to_bytes(8, "little")).hexdigest(),
+        family=header.architecture,
+        parameter_size=parameter_size(header.parameters),
+        quantization=header.quantization,
+        context_length=plan.context,
+        capabilities=capabilities,
+    )

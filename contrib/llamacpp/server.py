@@ -1,0 +1,289 @@
+"""A llama-server over HTTP. It speaks OpenAI's API, with gaps that are closed here:
+
+forced tool calls (by `json_schema`, where it would take `tool_choice` for `auto` or answer in prose), tools for chat
+templates that know none, log probabilities beside tools in a stream, and errors that say less than they mean.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any, TypeAlias
+from urllib.parse import urlsplit
+
+import attrs
+import httpx
+
+from velollm.api.openai.upstream import encode_chat, wire_of
+from velollm.backend import Capabilities, Limits
+from velollm.contrib.llamacpp.forced import CallReader, ForcedCall, forced_call
+from velollm.contrib.llamacpp.toolless import has_tool_turns, tell_tools
+from velollm.contrib.openai import OpenAIBackend
+from velollm.errors import (
+    BackendProtocolError,
+    BackendRefused,
+    BackendUnreachable,
+    ConfigError,
+    ContextLengthExceeded,
+    Overloaded,
+    UnsupportedError,
+    VeloError,
+)
+from velollm.messages import ChatEvent, ChatRequest, EmbedRequest, FinishReason, ModelInfo
+from velollm.models.gguf import parameter_size
+from velollm.transport import UpstreamResponse
+
+__all__ = ["LlamaServerBackend", "ServerProperties"]
+
+JSON: TypeAlias = dict[str, Any]
+
+DEFAULT_PORT = 8080
+PROPERTIES_SECONDS = 60.0  # so long they are believed: a server may be started anew with another model
+RETRY_SECONDS = 2.0
+
+
+@attrs.frozen(kw_only=True)
+class ServerProperties:
+    """What `/props` tells: context of a slot in tokens, slots, and whether the chat template knows tools."""
+
+    context: int | None = None
+    slots: int | None = None
+    template_tools: bool = True
+    vision: bool = False
+    audio: bool = False
+
+
+class LlamaServerBackend(OpenAIBackend):
+    """The llama-server at `llamacpp://host:port` (with `--api-path`, that path after it).
+
+    It has one model and serves it under any name, unless it runs as a router.
+    """
+
+    capabilities = Capabilities(
+        dialects=frozenset({"openai"}),
+        json_schema=True,
+        grammar=True,
+        tools=True,
+        tool_choice=True,
+        tokenize=True,
+        slots=True,
+    )
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str | None = None,
+        limits: Limits = Limits(),
+        api_key: str | None = None,
+        headers: Mapping[str, str] = {},
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        super().__init__(
+            _openai_url(url), name=name, limits=limits, api_key=api_key, headers=headers, transport=transport
+        )
+        self._properties: tuple[float, ServerProperties] | None = None
+
+    def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+        """Generate. What needs no help goes straight through."""
+        if request.tools or has_tool_turns(request) or request.suffix is not None or request.echo or request.logprobs:
+            return self._helped(request)
+        return super().chat(request)
+
+    async def models(self) -> list[ModelInfo]:
+        """The model that is loaded (of a router: those it can load)."""
+        properties = await self.properties()
+        answer = await self.upstream.get_json(self.prefix + "/models")
+        items = answer.get("data") if isinstance(answer, dict) else None
+        if not isinstance(items, list):
+            raise BackendProtocolError(f"{self.name} answered without a list of models", backend=self.name)
+        return [
+            _model(item, properties) for item in items if isinstance(item, dict) and isinstance(item.get("id"), str)
+        ]
+
+    async def count_tokens(self, request: ChatRequest) -> int:
+        """Tokens of the prompt as the model sees it, by `/apply-template` and `/tokenize`."""
+        if request.raw and isinstance(request.prompt, str):
+            return len(await self.tokenize(request.model, request.prompt, add_special=True))
+        if isinstance(request.prompt, list):
+            return len(request.prompt)
+        prompt = (await self._tokenizer("apply-template", encode_chat(await self._told(request)))).get("prompt")
+        if not isinstance(prompt, str):
+            raise BackendProtocolError(f"{self.name} answered without a prompt", backend=self.name)
+        return len(await self.tokenize(request.model, prompt, add_special=True))
+
+    async def ready(self) -> None:
+        """Return when the model is loaded; raise `BackendUnreachable` while it is not."""
+        try:
+            await self.upstream.get_json(self.prefix.removesuffix("/v1") + "/health")
+        except BackendRefused as error:
+            if error.status != 503:
+                raise
+            raise BackendUnreachable(
+                f"{self.name} is still loading its model", backend=self.name, retry_after=RETRY_SECONDS
+            ) from error
+
+    async def properties(self) -> ServerProperties:
+        """What `/props` says, asked again after a minute; the defaults where it says nothing."""
+        known = self._properties
+        if known is not None and time.monotonic() - known[0] < PROPERTIES_SECONDS:
+            return known[1]
+        try:
+            answer = await self.upstream.get_json(self.prefix.removesuffix("/v1") + "/props")
+        except BackendRefused as error:
+            if error.status == 503:
+                raise _meant(error, self.name) from error
+            answer = {}
+        found = _properties(answer if isinstance(answer, dict) else {})
+        self._properties = (time.monotonic(), found)
+        return found
+
+    # ---- inside ----
+
+    async def _helped(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+        """Generate what llama-server cannot do as it is asked."""
+        wire = wire_of(request)
+        if wire == "openai.completions" and (request.suffix is not None or request.echo):
+            word = "suffix" if request.suffix is not None else "echo"
+            raise UnsupportedError(f"{self.name} knows no {word} in completions: leave it out", param=word)
+        forced = forced_call(request)
+        asked = await self._told(request)
+        if forced is not None:
+            constraint = {**asked.extra, "json_schema": forced.schema}
+            asked = asked.replace(tool_choice=None, parallel_tool_calls=None, response_format=None, extra=constraint)
+        in_one_piece = request.stream and request.logprobs and bool(asked.tools)
+        if in_one_piece:
+            asked = asked.replace(stream=False)
+        bare = in_one_piece or (wire == "openai.completions" and request.logprobs)
+        async with aclosing(super().chat(asked)) as events:
+            if forced is not None:
+                async with aclosing(self._as_calls(events, forced)) as calls:
+                    async for event in calls:
+                        yield event
+                return
+            async for event in events:
+                yield attrs.evolve(event, wire=None, raw=None) if bare else event
+
+    async def _told(self, request: ChatRequest) -> ChatRequest:
+        """The request with its tools in words, where the chat template has none for them."""
+        if not request.tools and not has_tool_turns(request):
+            return request
+        return request if (await self.properties()).template_tools else tell_tools(request)
+
+    async def _as_calls(
+        self, events: AsyncGenerator[ChatEvent, None], forced: ForcedCall
+    ) -> AsyncGenerator[ChatEvent, None]:
+        """Events whose text is the JSON of a call, as events of a tool call."""
+        readers: dict[int, CallReader] = {}
+        async for event in events:
+            new = attrs.evolve(event, text="", wire=None, raw=None)
+            if event.text or event.finish_reason is not None:
+                reader = readers.get(event.index)
+                if reader is None:
+                    reader = readers[event.index] = CallReader(forced, f"call_{secrets.token_hex(12)}", self.name)
+                new.tool_calls = [*event.tool_calls, *reader.feed(event.text)]
+                if event.finish_reason is not None and not event.tool_calls:
+                    new.tool_calls += reader.end(cut=event.finish_reason == "length")
+                    new.finish_reason = _call_finish(event.finish_reason)
+            yield new
+
+    async def _post(self, path: str, body: bytes, request: ChatRequest | EmbedRequest) -> UpstreamResponse:
+        try:
+            return await super()._post(path, body, request)
+        except (BackendRefused, ContextLengthExceeded) as error:
+            meant = _meant(error, self.name)
+            if meant is error:
+                raise
+            raise meant from error
+
+
+def _openai_url(url: str) -> str:
+    """`llamacpp://host:port/path` as the URL of its OpenAI API."""
+    scheme, sep, rest = url.partition("://")
+    parts = urlsplit(f"http://{rest}")
+    try:
+        port = parts.port
+    except ValueError:
+        port = -1
+    if not sep or scheme.lower() not in ("llamacpp", "http", "https") or not parts.hostname or port == -1:
+        raise ConfigError(f"{url!r} is not the URL of a llama-server: llamacpp://host:port is wanted")
+    kind = scheme.lower() if scheme.lower() != "llamacpp" else "http"
+    place = parts.netloc.rpartition("@")[2]
+    if port is None and kind == "http":
+        place = f"{place}:{DEFAULT_PORT}"
+    return f"{kind}://{place}{parts.path.rstrip('/').removesuffix('/v1')}/v1"
+
+
+def _properties(answer: JSON) -> ServerProperties:
+    defaults, caps, modes = (
+        value if isinstance(value := answer.get(key), dict) else {}
+        for key in ("default_generation_settings", "chat_template_caps", "modalities")
+    )
+    context, slots, template = defaults.get("n_ctx"), answer.get("total_slots"), answer.get("chat_template")
+    tools = caps.get("supports_tools")
+    if not isinstance(tools, bool):  # servers before 2026 do not say
+        tools = not isinstance(template, str) or not template or "tools" in template
+    return ServerProperties(
+        context=context if type(context) is int else None,
+        slots=slots if type(slots) is int else None,
+        template_tools=tools,
+        vision=modes.get("vision") is True,
+        audio=modes.get("audio") is True,
+    )
+
+
+def _model(item: JSON, properties: ServerProperties) -> ModelInfo:
+    found = item.get("meta")
+    meta = found if isinstance(found, dict) else {}
+    created = item.get("created")
+    capabilities = ["completion", "tools"]
+    capabilities += [word for word in ("vision", "audio") if getattr(properties, word)]
+    return ModelInfo(
+        id=_bare(item["id"]),
+        created=created if type(created) is int else 0,
+        owned_by="llamacpp",
+        size=_count(meta, "size"),
+        parameter_size=parameter_size(_count(meta, "n_params")),
+        quantization=meta["ftype"] if isinstance(meta.get("ftype"), str) else "",
+        context_length=_count(meta, "n_ctx") or properties.context or _count(meta, "n_ctx_train") or None,
+        capabilities=capabilities,
+    )
+
+
+def _bare(name: str) -> str:
+    """A server without `--alias` calls its model by its path: the name of the file is enough for a client."""
+    if name.startswith("/"):
+        return PurePosixPath(name).name
+    return PureWindowsPath(name).name if "\\" in name else name
+
+
+def _count(source: JSON, key: str) -> int:
+    value = source.get(key)
+    return value if type(value) is int and value > 0 else 0
+
+
+def _call_finish(reason: FinishReason) -> FinishReason:
+    return "tool_calls" if reason == "stop" else reason
+
+
+def _meant(error: BackendRefused | ContextLengthExceeded, name: str) -> VeloError:
+    """The refusal as the error that it means."""
+    words = error.message.lower()
+    if "context size has been exceeded" in words:  # of all slots together; one prompt alone is refused in other words
+        return Overloaded(
+            f"the conversations that {name} holds need more context together than it has; fewer at a time, or a "
+            "larger context, would do",
+            retry_after=RETRY_SECONDS,
+        )
+    if isinstance(error, ContextLengthExceeded):
+        return error
+    if error.status == 503 and "loading" in words:
+        return Overloaded(f"{name} is still loading its model", code="model_loading", retry_after=RETRY_SECONDS)
+    if "too large to process" in words:
+        return ContextLengthExceeded(error.message, param=error.param)
+    if error.status == 501 or "input is not supported" in words:
+        return UnsupportedError(error.message, param=error.param)
+    return error
