@@ -126,6 +126,7 @@ class Backend(Protocol):
 
     async def start(self) -> None:
         """Make ready (connect, probe, start a child process). May be called again; `chat` does it when needed."""
+        return  # with an empty body, type checkers would take it for abstract
 
     async def ready(self) -> None:
         """Return when the engine answers, raise a `BackendError` when it does not."""
@@ -133,6 +134,7 @@ class Backend(Protocol):
 
     async def aclose(self) -> None:
         """Let go of connections, processes and memory."""
+        return
 
     async def __aenter__(self) -> Self:
         await self.start()
