@@ -43,19 +43,40 @@ def need_hub() -> None:
 
 
 def fetch_files(name: str) -> list[Path]:
-    """Download what `hf:org/repo:quant` means into the hub's cache: one file, or all parts in order. Blocking."""
+    """What `hf:org/repo:quant` means, one file or all parts in order: from the hub's cache, else downloaded. Blocking.
+
+    Raises `ConfigError` when the extra is missing, the hub cannot be reached, or it has no such file.
+    """
     wanted = parse_hub(name)
     need_hub()
     hub: Any = import_module("huggingface_hub")
     try:
-        files = choose_files(hub.list_repo_files(wanted.repo), wanted)
-        return [Path(hub.hf_hub_download(wanted.repo, file)) for file in files]
-    except OSError as error:  # all errors of the hub are
+        return _cached(hub, wanted) or _downloaded(hub, wanted)
+    except ConfigError:
+        raise
+    except Exception as error:  # the hub's client lets through those of its HTTP library, which changes with versions
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
             f"{name} could not be had from the hub: {reason}; "
             "other ways to a model: --model FILE.gguf, `velollm models install smollm2`, or a running Ollama"
         ) from error
+
+
+def _cached(hub: Any, wanted: HubFile) -> list[Path]:
+    """The files as they lie in the hub's cache, or none."""
+    try:
+        folder = Path(hub.snapshot_download(wanted.repo, local_files_only=True))
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*.gguf") if path.is_file()]
+        chosen = choose_files(names, wanted)
+    except (OSError, ConfigError):
+        return []
+    parts = PARTS.search(chosen[0])
+    return [folder / file for file in chosen] if parts is None or len(chosen) == int(parts[2]) else []
+
+
+def _downloaded(hub: Any, wanted: HubFile) -> list[Path]:
+    files = choose_files(hub.list_repo_files(wanted.repo), wanted)
+    return [Path(hub.hf_hub_download(wanted.repo, file)) for file in files]
 
 
 def choose_files(files: Iterable[str], wanted: HubFile) -> list[str]:

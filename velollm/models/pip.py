@@ -19,7 +19,7 @@ __all__ = ["download", "pip_command"]
 
 OPTIONS = (
     "download", "--no-deps", "--only-binary", ":all:", "--no-input", "--disable-pip-version-check",
-    "--progress-bar", "off", "--quiet",
+    "--progress-bar", "off", "--quiet", "--retries", "2", "--timeout", "15",
 )  # fmt: skip
 WATCH_SECONDS = 0.2
 LONGEST_COMPLAINT = 600
