@@ -27,9 +27,9 @@ from velollm.errors import (
     ModelNotFound,
 )
 from velollm.messages import ChatEvent, ChatRequest, Embeddings, EmbedRequest, ModelInfo
-from velollm.models.find import find, is_path
 from velollm.models.gguf import GGUF, parameter_size, read_gguf
 from velollm.models.hub import fetch_files, need_hub, parse_hub
+from velollm.models.lookup import find, is_path
 
 __all__ = ["EmbeddedBackend", "from_hub"]
 

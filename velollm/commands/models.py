@@ -14,10 +14,10 @@ import orjson
 from velollm.commands.progress import ProgressBar
 from velollm.errors import ConfigError
 from velollm.models.catalog import CATALOG
-from velollm.models.find import find, list_installed
 from velollm.models.folder import InstalledModel, default_folder, find_own, remove_own
 from velollm.models.gguf import parameter_size, read_gguf
-from velollm.models.install import install
+from velollm.models.installer import install
+from velollm.models.lookup import find, list_installed
 
 __all__ = ["configure", "models_folder", "run"]
 

@@ -1,10 +1,10 @@
 """Local models: GGUF files in the own folder, from the default wheel, a hub, or the store of Ollama."""
 
 from velollm.models.catalog import DEFAULT_MODEL
-from velollm.models.find import find, list_installed
 from velollm.models.folder import InstalledModel, default_folder
 from velollm.models.gguf import GGUF, GGUFError, read_gguf
-from velollm.models.install import InstallError, install
+from velollm.models.installer import InstallError, install
+from velollm.models.lookup import find, list_installed
 
 __all__ = [
     "DEFAULT_MODEL",

@@ -219,7 +219,7 @@ class _Reader:
         if type(alignment) is not int or not 1 <= alignment <= 1 << 20:
             raise self._broken("its alignment is impossible")
         missing = -(-self._at // alignment) * alignment + end - self.size
-        if missing > 0:
+        if end and missing > 0:
             raise self._broken(f"it is cut off: {missing} bytes of its tensors are missing; get it once more")
         return parameters
 

@@ -85,7 +85,7 @@ def choose_files(files: Iterable[str], wanted: HubFile) -> list[str]:
     if not models:
         raise ConfigError(f"{wanted.repo} has no GGUF files")
     for quant in (wanted.quant,) if wanted.quant else PREFERRED:
-        found = [file for file in models if re.search(rf"(^|[-._/]){re.escape(quant)}([-._/]|$)", file, re.IGNORECASE)]
+        found = [file for file in models if re.search(rf"(^|[-._/]){re.escape(quant)}([-./]|$)", file, re.IGNORECASE)]
         if found:
             return _parts(found)
     if wanted.quant:
