@@ -15,6 +15,7 @@ from velollm.api.values import (
     get_bool,
     get_choice,
     get_int,
+    get_list,
     get_number,
     get_object,
     get_str,
@@ -31,6 +32,7 @@ __all__ = ["Messages", "parse_count_tokens", "render_count_tokens"]
 JSON: TypeAlias = dict[str, Any]
 
 WIRE = "anthropic.messages"
+INT32 = 2**31 - 1  # what engines count in
 THINKING = ("enabled", "disabled", "adaptive", "between_tools")
 EFFORTS = {"low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
 # Fields that configure Anthropic's own service. They are accepted, because clients always send some of them, and mean
@@ -97,10 +99,10 @@ def _parse(payload: JSON, body: bytes, context: RequestContext) -> ChatRequest:
         tool_choice=choice,
         parallel_tool_calls=parallel,
         response_format=read_format(payload),
-        max_tokens=get_int(payload, "max_tokens", low=1),
+        max_tokens=get_int(payload, "max_tokens", low=1, high=INT32),
         temperature=get_number(payload, "temperature", low=0, high=1),
         top_p=get_number(payload, "top_p", low=0, high=1),
-        top_k=get_int(payload, "top_k", low=0),
+        top_k=get_int(payload, "top_k", low=0, high=INT32),
         stop=get_str_list(payload, "stop_sequences") or [],
         think=_think(payload),
         stream=get_bool(payload, "stream") or False,
@@ -122,8 +124,12 @@ def _refuse_stateful(payload: JSON) -> None:
             code="thread_unsupported_request",
             details={"error_code": "thread_unsupported_request", "unsupported": []},
         )
-    for name in ("mcp_servers", "container"):
-        if payload.get(name):
+    elsewhere = {
+        "mcp_servers": bool(get_list(payload, "mcp_servers")),
+        "container": payload.get("container") is not None,
+    }
+    for name, given in elsewhere.items():
+        if given:
             raise UnsupportedError(
                 f"{name} is not supported: it names something on Anthropic's servers; leave it out", param=name
             )
@@ -147,7 +153,7 @@ def _think(payload: JSON) -> bool | str | None:
     if mode not in THINKING:
         unknown_value("thinking.type", mode, THINKING)
     get_choice(thinking, "display", ("summarized", "omitted"), "thinking")
-    if mode == "enabled" and get_int(thinking, "budget_tokens", "thinking", low=1) is None:
+    if mode == "enabled" and get_int(thinking, "budget_tokens", "thinking", low=1, high=INT32) is None:
         fail("thinking.budget_tokens", "is required and must be an integer of at least 1")
     if mode == "disabled":
         return False

@@ -30,6 +30,7 @@ __all__ = ["Responses"]
 
 JSON: TypeAlias = dict[str, Any]
 
+INT32 = 2**31 - 1  # what engines count in
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 SUMMARIES = ("auto", "concise", "detailed")
 LOGPROBS = "message.output_text.logprobs"
@@ -78,7 +79,7 @@ class Responses:
             tool_choice=choice,
             parallel_tool_calls=get_bool(payload, "parallel_tool_calls"),
             response_format=read_format(payload),
-            max_tokens=get_int(payload, "max_output_tokens", low=1),
+            max_tokens=get_int(payload, "max_output_tokens", low=1, high=INT32),
             think=_think(payload),
             stream=get_bool(payload, "stream") or False,
             include_usage=True,
@@ -120,7 +121,7 @@ def _sampling(payload: JSON) -> JSON:
     return {
         "temperature": get_number(payload, "temperature", low=0, high=2),
         "top_p": get_number(payload, "top_p", low=0, high=1),
-        "top_k": get_int(payload, "top_k", low=-1),
+        "top_k": get_int(payload, "top_k", low=-1, high=INT32),
         "min_p": get_number(payload, "min_p", low=0, high=1),
         "seed": get_int(payload, "seed"),
         "stop": get_str_list(payload, "stop", lone=True) or [],
