@@ -39,6 +39,8 @@ T = TypeVar("T")
 
 START_SECONDS = 600.0
 NOTICE_SECONDS = 0.3  # a broken connection is noticed before the end of the process that broke it
+# A request that fails so soon was sent to a process that was dying already: it is sent once more, to the next.
+DYING_SECONDS = 0.25
 MAX_CRASHES = 5  # in a row, each within
 CRASH_WINDOW = 60.0  # seconds of the one before
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0
@@ -114,18 +116,22 @@ class EmbeddedBackend(Backend):
     async def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         """Generate; starts the engine, or waits for its restart, when need be."""
         asked = self._named(request)
+        loop = asyncio.get_running_loop()
         for attempt in (1, 2):
             running = await self._serving()
+            sent, begun = loop.time(), False
             try:
                 async with aclosing(running.server.chat(asked)) as events:
                     async for event in events:
+                        begun = True
                         yield event
                 return
             except (BackendProtocolError, BackendUnreachable) as error:
-                crash = await self._crash_behind(running, error)
+                quick = loop.time() - sent < DYING_SECONDS
+                crash = await self._crash_behind(running)
                 if crash is None:
                     raise
-                if attempt == 2 or not isinstance(error, BackendUnreachable):  # else nothing was sent
+                if attempt == 2 or begun or not quick:
                     raise crash from error
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
@@ -219,6 +225,7 @@ class EmbeddedBackend(Backend):
         """Wait for the end of the child, which nobody wanted, and start the next."""
         await running.process.ended.wait()
         ending = running.process.ending
+        await running.process.stop()
         logger.error("%s: llama.cpp %s; starting it again", self.name, ending)
         self._crashes.add(asyncio.get_running_loop().time(), ending)
         try:
@@ -226,8 +233,8 @@ class EmbeddedBackend(Backend):
         except BackendError as error:
             logger.error("%s", error.message)
 
-    async def _crash_behind(self, running: _Running, error: BackendError) -> BackendError | None:
-        """What to say instead of `error` when the child has ended; None when it has not."""
+    async def _crash_behind(self, running: _Running) -> BackendError | None:
+        """What to say of a failure when the child has ended; None when it has not."""
         try:
             async with asyncio.timeout(NOTICE_SECONDS):
                 await running.process.ended.wait()
@@ -244,7 +251,7 @@ class EmbeddedBackend(Backend):
         try:
             return await method(running.server)
         except (BackendProtocolError, BackendUnreachable) as error:
-            crash = await self._crash_behind(running, error)
+            crash = await self._crash_behind(running)
             raise crash or error from error.__cause__
 
     # ---- the model ----

@@ -80,13 +80,15 @@ class LlamaProcess:
             await asyncio.shield(self.stop())
             raise
         if not self.url:
+            await self.stop()
             raise BackendError(f"{self.name}: llama.cpp {self.ending}", backend=self.name)
         return self.url
 
     async def stop(self) -> None:
         """End the child: by closing its pipe, else by force."""
         process = self._process
-        self._stopping = True
+        if process is not None and process.poll() is None:
+            self._stopping = True
         if process is None or process.stdin is None:
             return
         for end in (process.stdin.close, process.terminate, process.kill):
