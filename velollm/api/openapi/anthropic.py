@@ -19,6 +19,7 @@ from velollm.api.openapi.words import (
     ref,
     string,
     tagged,
+    when,
 )
 
 __all__ = ["schemas"]
@@ -89,6 +90,8 @@ def _requests() -> JSON:
         "container": {"type": "null"},
     }
     messages = array(ref("AnthropicTurn"), least=1)
+    choice = {"type": "object", "properties": {"type": enum("any", "tool")}}
+    forced = [when("tool_choice", choice, {"tools": array({}, least=1)})]
     return {
         "AnthropicTurn": one_of(
             turn("user", "AnthropicUserBlock"),
@@ -110,8 +113,9 @@ def _requests() -> JSON:
         "MessagesRequest": obj(
             {"model": NAME, "max_tokens": integer(1, INT32), "messages": messages},
             {**shared, "stream": BOOL},
+            allOf=forced,
         ),
-        "CountTokensRequest": obj({"model": NAME, "messages": messages}, shared),
+        "CountTokensRequest": obj({"model": NAME, "messages": messages}, shared, allOf=forced),
     }
 
 

@@ -18,6 +18,7 @@ from velollm.api.openapi.words import (
     ref,
     string,
     tagged,
+    when,
 )
 
 __all__ = ["schemas"]
@@ -125,7 +126,14 @@ def _requests() -> JSON:
     }
     completion = {**_shared(), "suffix": STR, "echo": BOOL, "logprobs": integer(0, 20)}
     return {
-        "ChatCompletionRequest": obj({"messages": array(ref("ChatTurn"), least=1)}, chat),
+        "ChatCompletionRequest": obj(
+            {"messages": array(ref("ChatTurn"), least=1)},
+            chat,
+            allOf=[
+                when("tool_choice", {"const": "required"}, {"tools": array({}, least=1)}),
+                when("top_logprobs", integer(1), {"logprobs": {"const": True}}),
+            ],
+        ),
         "CompletionRequest": obj({"prompt": one_of(STR, array(STR, 1, 1), TOKENS)}, completion),
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from velollm.api.openapi.words import JSON, STR, array, integer, obj, ref
+from velollm.api.openapi.words import JSON, STR, array, integer, obj, optional, ref
 
 __all__ = ["paths", "token_schemas"]
 
@@ -57,7 +57,11 @@ def paths() -> JSON:
 def token_schemas() -> JSON:
     """The schemas of tokenize and detokenize, by name."""
     return {
-        "TokenizeRequest": obj({"content": STR}, {"model": STR, "add_special": {"type": "boolean"}}),
+        "TokenizeRequest": {
+            "type": "object",
+            "properties": {"content": STR, "model": optional(STR), "add_special": {"type": "boolean"}},
+            "required": ["content"],
+        },
         "Tokens": obj({"tokens": array(integer(0)), "count": integer(0)}),
         "DetokenizeRequest": obj({"tokens": array(integer(0, 2**31 - 1))}, {"model": STR}),
         "Text": obj({"content": STR, "prompt": STR}),
@@ -86,7 +90,7 @@ def _operation(name: str, dialect: str, answer: JSON, **more: object) -> JSON:
 def _post(dialect: str, asked: str, answered: str, stream: str | None = None) -> JSON:
     answer = _content(ref(answered))
     if stream is not None:
-        answer[stream] = {"schema": {"type": "string", "description": "The events, when `stream` is true."}}
+        answer[stream] = {"schema": {"description": "The events, when `stream` is true."}}
     body = {"required": True, "content": _content(ref(asked))}
     return {"post": _operation(f"post{answered}", dialect, answer, requestBody=body)}
 
@@ -101,7 +105,7 @@ def _openai_models() -> JSON:
         "name": "anthropic-version",
         "in": "header",
         "required": False,
-        "schema": {"type": "string", "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}$"},
+        "schema": STR,
         "description": "With it, the answer has Anthropic's shape.",
     }
     name = {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}

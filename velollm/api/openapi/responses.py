@@ -7,6 +7,7 @@ from velollm.api.openapi.words import (
     ANY_OBJECT,
     BOOL,
     INT,
+    INT64,
     JSON,
     STR,
     array,
@@ -18,6 +19,7 @@ from velollm.api.openapi.words import (
     optional,
     ref,
     tagged,
+    when,
 )
 
 __all__ = ["schemas"]
@@ -76,12 +78,12 @@ def _request() -> JSON:
             "text": obj(None, {"format": shape, "verbosity": enum("low", "medium", "high")}),
             "reasoning": obj(None, {"effort": EFFORT, "summary": summary, "generate_summary": summary}),
             "max_output_tokens": integer(1, INT32),
-            "max_tool_calls": integer(),
+            "max_tool_calls": integer(0, INT32),
             "temperature": number(0, 2),
             "top_p": number(0, 1),
             "top_k": integer(-1, INT32),
             "min_p": number(0, 1),
-            "seed": integer(),
+            "seed": integer(-INT64, INT64),
             "stop": one_of(STR, array(STR)),
             "presence_penalty": number(-2, 2),
             "frequency_penalty": number(-2, 2),
@@ -102,6 +104,7 @@ def _request() -> JSON:
             "prompt_cache_key": STR,
             **ENGINE,
         },
+        allOf=[when("tool_choice", {"const": "required"}, {"tools": array({}, least=1)})],
     )
 
 

@@ -9,7 +9,7 @@ __all__ = [
     "BASE64",
     "BOOL",
     "INT",
-    "LARGEST",
+    "INT64",
     "STR",
     "array",
     "enum",
@@ -21,11 +21,12 @@ __all__ = [
     "ref",
     "string",
     "tagged",
+    "when",
 ]
 
 JSON: TypeAlias = dict[str, Any]
 
-LARGEST = 2**64 - 1  # JSON readers here take integers of 64 bits
+INT64 = 2**63 - 1
 STR: JSON = {"type": "string"}
 BOOL: JSON = {"type": "boolean"}
 INT: JSON = {"type": "integer"}
@@ -45,6 +46,8 @@ def ref(name: str) -> JSON:
 def optional(schema: JSON) -> JSON:
     """The schema, or null."""
     kind = schema.get("type")
+    if kind == "null":
+        return schema
     if isinstance(kind, str) and "enum" not in schema and "const" not in schema:
         return {**schema, "type": [kind, "null"]}
     if "enum" in schema:
@@ -62,9 +65,10 @@ def enum(*words: str) -> JSON:
     return {"type": "string", "enum": list(words)}
 
 
-def integer(low: int | None = None, high: int = LARGEST) -> JSON:
+def integer(low: int | None = None, high: int | None = None) -> JSON:
     """An integer within limits that are themselves permitted."""
-    return {"type": "integer", "minimum": -(2**63) if low is None else low, "maximum": high}
+    limits = {"minimum": low, "maximum": high}
+    return {"type": "integer", **{name: limit for name, limit in limits.items() if limit is not None}}
 
 
 def number(low: float, high: float) -> JSON:
@@ -96,3 +100,11 @@ def tagged(kind: str, required: JSON | None = None, more: JSON | None = None) ->
 def one_of(*schemas: JSON) -> JSON:
     """Any of the schemas."""
     return {"anyOf": list(schemas)}
+
+
+def when(field: str, value: JSON, then: JSON) -> JSON:
+    """A condition for `allOf`: if `field` is there and fits `value`, the fields of `then` must be there and fit."""
+    return {
+        "if": {"properties": {field: value}, "required": [field]},
+        "then": {"properties": then, "required": list(then)},
+    }

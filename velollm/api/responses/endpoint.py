@@ -31,6 +31,7 @@ __all__ = ["Responses"]
 JSON: TypeAlias = dict[str, Any]
 
 INT32 = 2**31 - 1  # what engines count in
+INT64 = 2**63 - 1
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 SUMMARIES = ("auto", "concise", "detailed")
 LOGPROBS = "message.output_text.logprobs"
@@ -43,7 +44,6 @@ STATEFUL = {
 CHECKED: dict[str, Callable[[JSON, str], object]] = {
     **dict.fromkeys(("safety_identifier", "service_tier", "prompt_cache_key", "prompt_cache_retention"), get_str),
     **dict.fromkeys(("store", "background"), get_bool),
-    "max_tool_calls": get_int,
     **dict.fromkeys(
         ("stream_options", "moderation", "prompt_cache_options", "background_options", "image"), get_object
     ),
@@ -52,7 +52,7 @@ KNOWN = ENGINE | CHECKED.keys() | STATEFUL.keys() | {
     "model", "input", "instructions", "tools", "tool_choice", "parallel_tool_calls", "text", "reasoning", "include",
     "max_output_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "presence_penalty",
     "frequency_penalty", "top_logprobs", "metadata", "truncation", "user", "stream", "context_management",
-    "access_programs",
+    "access_programs", "max_tool_calls",
 }  # fmt: skip
 
 
@@ -108,6 +108,7 @@ def _check(payload: JSON) -> None:
         CHECKED[key](payload, key)
     if payload.get("background"):
         raise UnsupportedError("background is not supported: answers are not stored; use `stream`", param="background")
+    get_int(payload, "max_tool_calls", low=0, high=INT32)
     get_choice(payload, "truncation", ("auto", "disabled"))
     metadata = get_object(payload, "metadata") or {}
     for key, value in metadata.items():
@@ -123,7 +124,7 @@ def _sampling(payload: JSON) -> JSON:
         "top_p": get_number(payload, "top_p", low=0, high=1),
         "top_k": get_int(payload, "top_k", low=-1, high=INT32),
         "min_p": get_number(payload, "min_p", low=0, high=1),
-        "seed": get_int(payload, "seed"),
+        "seed": get_int(payload, "seed", low=-INT64, high=INT64),
         "stop": get_str_list(payload, "stop", lone=True) or [],
         "presence_penalty": get_number(payload, "presence_penalty", low=-2, high=2),
         "frequency_penalty": get_number(payload, "frequency_penalty", low=-2, high=2),
