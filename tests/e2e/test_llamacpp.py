@@ -385,8 +385,8 @@ async def test_the_child_ends_with_its_parent_even_while_it_loads(parent: Any, d
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_it_speaks(smollm2: EmbeddedBackend, stream: bool) -> None:
-    got = await answer(smollm2, ask("What is the capital of France?", stream=stream))
-    assert "Paris" in got.choices[0].text
+    got = await answer(smollm2, ask("Name three colours.", stream=stream))
+    assert "colour" in got.choices[0].text
     assert got.usage is not None
     assert got.usage.timings is not None
 
