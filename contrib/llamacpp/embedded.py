@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
@@ -16,7 +15,9 @@ import attrs
 import httpx
 
 from velollm.backend import Backend, Capabilities, HttpRequest, HttpResponse, Limits
-from velollm.contrib.llamacpp.plan import Plan, make_plan, this_machine
+from velollm.contrib.llamacpp.crashes import Crashes
+from velollm.contrib.llamacpp.local_model import describe, locate, model_name
+from velollm.contrib.llamacpp.plan import make_plan, this_machine
 from velollm.contrib.llamacpp.process import LlamaProcess
 from velollm.contrib.llamacpp.server import LlamaServerBackend
 from velollm.errors import (
@@ -27,9 +28,8 @@ from velollm.errors import (
     ModelNotFound,
 )
 from velollm.messages import ChatEvent, ChatRequest, Embeddings, EmbedRequest, ModelInfo
-from velollm.models.gguf import GGUF, parameter_size, read_gguf
+from velollm.models.gguf import GGUF, read_gguf
 from velollm.models.hub import fetch_files, need_hub, parse_hub
-from velollm.models.lookup import find, is_path
 
 __all__ = ["EmbeddedBackend", "from_hub"]
 
@@ -41,10 +41,6 @@ START_SECONDS = 600.0
 NOTICE_SECONDS = 0.3  # a broken connection is noticed before the end of the process that broke it
 # A request that fails so soon was sent to a process that was dying already: it is sent once more, to the next.
 DYING_SECONDS = 0.25
-MAX_CRASHES = 5  # in a row, each within
-CRASH_WINDOW = 60.0  # seconds of the one before
-FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0
-HEAD = 1024 * 1024  # of a file, enough to tell it from others
 
 
 class EmbeddedBackend(Backend):
@@ -96,7 +92,7 @@ class EmbeddedBackend(Backend):
         self._options: dict[str, Any] = {
             "ctx": ctx, "parallel": parallel, "threads": threads, "kv_type": kv_type, "unified": unified,
         }  # fmt: skip
-        self.model = _model_name(model)
+        self.model = model_name(model)
         self.name = name or self.model
         self.aliases = frozenset(aliases)
         self._file: tuple[Path, GGUF] | None = None
@@ -104,7 +100,7 @@ class EmbeddedBackend(Backend):
             parse_hub(model)
             need_hub()
         else:
-            path = _locate(model, folder)
+            path = locate(model, folder)
             self._file = path, read_gguf(path)
         self._running: _Running | None = None
         self._starting: asyncio.Task[_Running] | None = None
@@ -161,7 +157,7 @@ class EmbeddedBackend(Backend):
     async def models(self) -> list[ModelInfo]:
         """The one model, from its file; the engine need not run."""
         path, header = await self._model_file()
-        return [_describe(self.model, path, header, make_plan(header, this_machine(), **self._options))]
+        return [describe(self.model, path, header, make_plan(header, this_machine(), **self._options))]
 
     async def start(self) -> None:
         """Load the model."""
@@ -278,38 +274,6 @@ class _Running:
     server: LlamaServerBackend
 
 
-@attrs.define
-class Crashes:
-    """Counts crashes in a row: how long to wait before the next start, and when to stop trying for a while."""
-
-    count: int = 0
-    last: float = 0.0
-    words: str = ""
-
-    @property
-    def pause(self) -> float:
-        """Seconds to wait before the next start."""
-        return min(FIRST_PAUSE * 2 ** (self.count - 1), LONGEST_PAUSE) if self.count else 0.0
-
-    def add(self, now: float, words: str) -> None:
-        """One more, at `now` seconds of a monotonic clock; long after the one before, counting begins anew."""
-        self.count = self.count + 1 if now - self.last < CRASH_WINDOW else 1
-        self.last, self.words = now, words
-
-    def check(self, now: float, name: str) -> None:
-        """Raises `BackendError` while it makes no sense to try again."""
-        rest = self.last + CRASH_WINDOW - now
-        if rest <= 0:
-            self.count = 0
-        if self.count >= MAX_CRASHES:
-            raise BackendError(
-                f"{name}: llama.cpp failed {self.count} times in a row and gets a rest; at last it {self.words}",
-                backend=name,
-                status=503,
-                retry_after=rest,
-            )
-
-
 def from_hub(url: str, **options: Any) -> EmbeddedBackend:
     """The model `hf:org/repo:quant`, downloaded at the start if the hub's cache does not have it."""
     return EmbeddedBackend(url, **options)
@@ -319,43 +283,3 @@ def _note(task: asyncio.Task[Any]) -> None:
     """A start that failed is told to those who wait for it; if nobody does, that is no news either."""
     if not task.cancelled():
         task.exception()
-
-
-def _model_name(wanted: str) -> str:
-    if wanted.startswith("hf:"):
-        return wanted.removeprefix("hf:").removeprefix("//")
-    if is_path(wanted):
-        return Path(wanted).stem
-    return wanted.removesuffix(":latest")
-
-
-def _locate(model: str, folder: Path | None) -> Path:
-    path = find(model, folder)
-    if path is None:
-        raise ConfigError(
-            f"no model {model!r} is installed: `velollm models list` shows what is, "
-            f"`velollm models install {model}` may bring it"
-        )
-    return path
-
-
-def _describe(name: str, path: Path, header: GGUF, plan: Plan) -> ModelInfo:
-    template = header.chat_template or ""
-    embeds = bool(header.get("{arch}.pooling_type", int))
-    capabilities = ["embedding"] if embeds else ["completion", "tools", "embedding"]
-    if "enable_thinking" in template or "<think>" in template:
-        capabilities.append("thinking")
-    with path.open("rb") as file:
-        head = file.read(HEAD)
-    return ModelInfo(
-        id=name,
-        created=int(path.stat().st_mtime),
-        owned_by="velollm",
-        size=header.size,
-        digest=hashlib.sha256(head + header.size.to_bytes(8, "little")).hexdigest(),
-        family=header.architecture,
-        parameter_size=parameter_size(header.parameters),
-        quantization=header.quantization,
-        context_length=plan.context,
-        capabilities=capabilities,
-    )

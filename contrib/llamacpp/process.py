@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import re
 import signal
@@ -21,6 +22,8 @@ from typing import IO, Any
 from velollm.errors import BackendError
 
 __all__ = ["LlamaProcess"]
+
+logger = logging.getLogger("velollm.llamacpp")
 
 CHILD = Path(__file__).with_name("child.py")
 LOG_LINES = 200
@@ -146,7 +149,9 @@ class LlamaProcess:
     def _follow(self, log: IO[bytes]) -> None:
         with log:
             for line in log:
-                self.log.append(line[:LONGEST_LINE].decode("utf-8", "replace").rstrip())
+                words = line[:LONGEST_LINE].decode("utf-8", "replace").rstrip()
+                self.log.append(words)
+                logger.debug("%s: %s", self.name, words)
         assert self._process is not None
         self._process.wait()
         self._tell(self.ended.set)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from velollm.contrib.llamacpp import EmbeddedBackend
 from velollm.contrib.llamacpp import embedded as embedding
-from velollm.contrib.llamacpp.embedded import CRASH_WINDOW, MAX_CRASHES, Crashes
+from velollm.contrib.llamacpp.crashes import CRASH_WINDOW, MAX_CRASHES, Crashes
 from velollm.contrib.llamacpp.forced import CallReader, ForcedCall
 from velollm.contrib.llamacpp.plan import KV_BYTES, Machine, kv_bytes_per_token, make_plan, this_machine
 from velollm.errors import BackendError, ConfigError

@@ -182,8 +182,8 @@ def _beside(path: Path) -> Iterator[Path]:
     """A temporary file in the folder of `path`; gone at the end unless it was moved."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".part", dir=path.parent)
-    os.fchmod(handle, 0o644)
     os.close(handle)
+    Path(name).chmod(0o644)
     try:
         yield Path(name)
     finally:
