@@ -23,6 +23,7 @@ from velollm.contrib.llamacpp.server import LlamaServerBackend
 from velollm.errors import (
     BackendError,
     BackendProtocolError,
+    BackendTimeout,
     BackendUnreachable,
     ConfigError,
     ModelNotFound,
@@ -41,6 +42,7 @@ START_SECONDS = 600.0
 NOTICE_SECONDS = 0.3  # a broken connection is noticed before the end of the process that broke it
 # A request that fails so soon was sent to a process that was dying already: it is sent once more, to the next.
 DYING_SECONDS = 0.25
+HEALTH_SECONDS = 3.0
 
 
 class EmbeddedBackend(Backend):
@@ -129,6 +131,9 @@ class EmbeddedBackend(Backend):
                     raise
                 if attempt == 2 or begun or not quick:
                     raise crash from error
+            except BackendTimeout:
+                await self._end_if_stuck(running)
+                raise
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
         """One vector an input: by the pooling that the model was trained for, else the mean over its tokens."""
@@ -241,6 +246,15 @@ class EmbeddedBackend(Backend):
             backend=self.name,
             retry_after=1,
         )
+
+    async def _end_if_stuck(self, running: _Running) -> None:
+        """End a child that does not even say that it is alive; busy ones do."""
+        try:
+            async with asyncio.timeout(HEALTH_SECONDS):
+                await running.server.ready()
+        except (BackendError, TimeoutError):
+            logger.error("%s: llama.cpp does not answer any more; ending it", self.name)
+            running.process.kill()
 
     async def _ask(self, method: Callable[[LlamaServerBackend], Awaitable[T]]) -> T:
         running = await self._serving()

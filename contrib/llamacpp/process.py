@@ -106,6 +106,11 @@ class LlamaProcess:
             except TimeoutError:
                 continue
 
+    def kill(self) -> None:
+        """End the child at once; `ended` follows."""
+        if self._process is not None:
+            self._process.kill()
+
     @property
     def ending(self) -> str:
         """How the child ended, with llama.cpp's own last words about it."""

@@ -10,8 +10,6 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from pathlib import PurePosixPath, PureWindowsPath
-from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 import attrs
@@ -20,6 +18,7 @@ import httpx
 from velollm.api.openai.upstream import encode_chat, wire_of
 from velollm.backend import Capabilities, Limits
 from velollm.contrib.llamacpp.forced import CallReader, ForcedCall, forced_call
+from velollm.contrib.llamacpp.properties import ServerProperties, read_model, read_properties
 from velollm.contrib.llamacpp.toolless import has_tool_turns, tell_tools
 from velollm.contrib.openai import OpenAIBackend
 from velollm.errors import (
@@ -32,28 +31,14 @@ from velollm.errors import (
     UnsupportedError,
     VeloError,
 )
-from velollm.messages import ChatEvent, ChatRequest, EmbedRequest, FinishReason, ModelInfo
-from velollm.models.gguf import parameter_size
+from velollm.messages import ChatEvent, ChatRequest, EmbedRequest, FinishReason, ModelInfo, Usage
 from velollm.transport import UpstreamResponse
 
-__all__ = ["LlamaServerBackend", "ServerProperties"]
-
-JSON: TypeAlias = dict[str, Any]
+__all__ = ["LlamaServerBackend"]
 
 DEFAULT_PORT = 8080
 PROPERTIES_SECONDS = 60.0  # so long they are believed: a server may be started anew with another model
 RETRY_SECONDS = 2.0
-
-
-@attrs.frozen(kw_only=True)
-class ServerProperties:
-    """What `/props` tells: context of a slot in tokens, slots, and whether the chat template knows tools."""
-
-    context: int | None = None
-    slots: int | None = None
-    template_tools: bool = True
-    vision: bool = False
-    audio: bool = False
 
 
 class LlamaServerBackend(OpenAIBackend):
@@ -89,9 +74,9 @@ class LlamaServerBackend(OpenAIBackend):
 
     def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         """Generate. What needs no help goes straight through."""
-        if request.tools or has_tool_turns(request) or request.suffix is not None or request.echo or request.logprobs:
-            return self._helped(request)
-        return super().chat(request)
+        if request.n > 1:
+            return self._in_turns(request)
+        return self._once(request)
 
     async def models(self) -> list[ModelInfo]:
         """The model that is loaded (of a router: those it can load)."""
@@ -101,7 +86,7 @@ class LlamaServerBackend(OpenAIBackend):
         if not isinstance(items, list):
             raise BackendProtocolError(f"{self.name} answered without a list of models", backend=self.name)
         return [
-            _model(item, properties) for item in items if isinstance(item, dict) and isinstance(item.get("id"), str)
+            read_model(item, properties) for item in items if isinstance(item, dict) and isinstance(item.get("id"), str)
         ]
 
     async def count_tokens(self, request: ChatRequest) -> int:
@@ -137,11 +122,37 @@ class LlamaServerBackend(OpenAIBackend):
             if error.status == 503:
                 raise _meant(error, self.name) from error
             answer = {}
-        found = _properties(answer if isinstance(answer, dict) else {})
+        found = read_properties(answer if isinstance(answer, dict) else {})
         self._properties = (time.monotonic(), found)
         return found
 
     # ---- inside ----
+
+    def _once(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+        if request.tools or has_tool_turns(request) or request.suffix is not None or request.echo or request.logprobs:
+            return self._helped(request)
+        return super().chat(request)
+
+    async def _in_turns(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+        """As many choices at once as there are slots, for more are refused."""
+        slots = (await self.properties()).slots or request.n
+        usage: Usage | None = None
+        for first in range(0, request.n, slots):
+            turn = request
+            if request.n > slots:
+                seed = None if request.seed is None else request.seed + first
+                turn = request.replace(n=min(slots, request.n - first), seed=seed)
+            async with aclosing(self._once(turn)) as events:
+                async for event in events:
+                    if turn is request:
+                        yield event
+                        continue
+                    usage = _sum(usage, event.usage)
+                    last = first + slots >= request.n and event.usage is not None
+                    meta = event.meta if first == 0 else None
+                    yield attrs.evolve(
+                        event, index=first + event.index, meta=meta, usage=usage if last else None, wire=None, raw=None
+                    )
 
     async def _helped(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         """Generate what llama-server cannot do as it is asked."""
@@ -217,52 +228,11 @@ def _openai_url(url: str) -> str:
     return f"{kind}://{place}{parts.path.rstrip('/').removesuffix('/v1')}/v1"
 
 
-def _properties(answer: JSON) -> ServerProperties:
-    defaults, caps, modes = (
-        value if isinstance(value := answer.get(key), dict) else {}
-        for key in ("default_generation_settings", "chat_template_caps", "modalities")
-    )
-    context, slots, template = defaults.get("n_ctx"), answer.get("total_slots"), answer.get("chat_template")
-    tools = caps.get("supports_tools")
-    if not isinstance(tools, bool):  # servers before 2026 do not say
-        tools = not isinstance(template, str) or not template or "tools" in template
-    return ServerProperties(
-        context=context if type(context) is int else None,
-        slots=slots if type(slots) is int else None,
-        template_tools=tools,
-        vision=modes.get("vision") is True,
-        audio=modes.get("audio") is True,
-    )
-
-
-def _model(item: JSON, properties: ServerProperties) -> ModelInfo:
-    found = item.get("meta")
-    meta = found if isinstance(found, dict) else {}
-    created = item.get("created")
-    capabilities = ["completion", "tools"]
-    capabilities += [word for word in ("vision", "audio") if getattr(properties, word)]
-    return ModelInfo(
-        id=_bare(item["id"]),
-        created=created if type(created) is int else 0,
-        owned_by="llamacpp",
-        size=_count(meta, "size"),
-        parameter_size=parameter_size(_count(meta, "n_params")),
-        quantization=meta["ftype"] if isinstance(meta.get("ftype"), str) else "",
-        context_length=_count(meta, "n_ctx") or properties.context or _count(meta, "n_ctx_train") or None,
-        capabilities=capabilities,
-    )
-
-
-def _bare(name: str) -> str:
-    """A server without `--alias` calls its model by its path: the name of the file is enough for a client."""
-    if name.startswith("/"):
-        return PurePosixPath(name).name
-    return PureWindowsPath(name).name if "\\" in name else name
-
-
-def _count(source: JSON, key: str) -> int:
-    value = source.get(key)
-    return value if type(value) is int and value > 0 else 0
+def _sum(one: Usage | None, other: Usage | None) -> Usage | None:
+    """Counts of two turns with the same prompt, which counts once."""
+    if one is None or other is None:
+        return one or other
+    return attrs.evolve(one, completion_tokens=one.completion_tokens + other.completion_tokens)
 
 
 def _call_finish(reason: FinishReason) -> FinishReason:

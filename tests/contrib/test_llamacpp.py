@@ -351,6 +351,25 @@ async def test_several_choices(backend: LlamaServerBackend, engine: Engine) -> N
     assert len({choice.tool_calls[0].id for choice in got.choices}) == 2
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_more_choices_than_slots(backend: LlamaServerBackend, engine: Engine, stream: bool) -> None:
+    def some(request: httpx.Request) -> httpx.Response:
+        asked = orjson.loads(request.content)
+        message = {"role": "assistant", "content": str(asked["seed"])}
+        made = [{"index": at, "finish_reason": "stop", "message": message} for at in range(asked.get("n", 1))]
+        return httpx.Response(200, headers={"content-type": "application/json"}, json={"choices": made, "usage": USAGE})
+
+    engine.answers["/v1/chat/completions"] = some
+    got = await answer(backend, ask(n=10, seed=7, stream=stream))
+    assert [choice.index for choice in got.choices] == list(range(10))
+    assert [choice.text for choice in got.choices] == ["7"] * 4 + ["11"] * 4 + ["15"] * 2
+    assert [asked.get("n", 1) for asked in engine.asked("/v1/chat/completions")] == [4, 4, 2]
+    assert got.usage is not None
+    assert (got.usage.prompt_tokens, got.usage.completion_tokens) == (5, 9)
+    events = await collect(backend, ask(n=4, seed=7))
+    assert events[0].raw is not None
+
+
 async def test_calls_that_the_engine_makes_itself(backend: LlamaServerBackend, engine: Engine) -> None:
     call = {"id": "x", "type": "function", "function": {"name": "get_weather", "arguments": "{}"}}
     message = {"role": "assistant", "content": None, "tool_calls": [call]}

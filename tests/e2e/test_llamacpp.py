@@ -21,8 +21,16 @@ from backend_contract import BackendContract
 from tiny_gguf import CONTEXT, write_tiny_gguf
 
 from velollm.backend import Backend, HttpRequest, Limits, open_backend
-from velollm.contrib.llamacpp import EmbeddedBackend, LlamaServerBackend
-from velollm.errors import BackendError, ConfigError, ContextLengthExceeded, ModelNotFound, Overloaded, VeloError
+from velollm.contrib.llamacpp import EmbeddedBackend, LlamaServerBackend, embedded
+from velollm.errors import (
+    BackendError,
+    BackendTimeout,
+    ConfigError,
+    ContextLengthExceeded,
+    ModelNotFound,
+    Overloaded,
+    VeloError,
+)
 from velollm.messages import (
     ChatAnswer,
     ChatRequest,
@@ -258,6 +266,17 @@ async def test_it_starts_again_by_itself(backend: EmbeddedBackend) -> None:
     async with asyncio.timeout(10):
         while backend._running is None or child_of(backend) == first:
             await asyncio.sleep(0.02)
+
+
+async def test_one_that_is_stuck_is_ended(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "HEALTH_SECONDS", 0.3)
+    async with EmbeddedBackend(str(tiny), threads=1, limits=Limits(first_byte=0.5, idle=0.5)) as backend:
+        first = child_of(backend)
+        os.kill(first, signal.SIGSTOP)
+        with pytest.raises(BackendTimeout):
+            await answer(backend, ask())
+        assert (await answer(backend, ask())).complete
+        assert not is_alive(first)
 
 
 async def test_the_first_request_starts_it_for_all(tiny: Path) -> None:

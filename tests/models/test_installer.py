@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import sys
 import threading
+import time
 import zipfile
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -213,6 +215,15 @@ def test_two_at_once(shop: Shop, tiny: Path) -> None:
     assert errors == []
     assert (shop.folder / "small.gguf").read_bytes() == tiny.read_bytes()
     assert leftovers(shop.folder, shop.cache) == ["small.gguf"]
+
+
+def test_leftovers_of_the_day_before(shop: Shop) -> None:
+    shop.folder.mkdir()
+    for name, age in ((".small-old.part", 2), (".small-new.part", 0)):
+        (shop.folder / name).write_bytes(b"half")
+        os.utime(shop.folder / name, (time.time() - age * 86_400,) * 2)
+    shop.install()
+    assert leftovers(shop.folder) == [".small-new.part", "small.gguf"]
 
 
 def test_unknown_names(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 
 WAYS_OUT = "other ways to a model: --model FILE.gguf, hf:org/repo:quant, or a running Ollama"
 PIECE = 1024 * 1024
+STALE_SECONDS = 24 * 3600.0
 
 
 class InstallError(ConfigError):
@@ -181,6 +183,7 @@ def _store(
 def _beside(path: Path) -> Iterator[Path]:
     """A temporary file in the folder of `path`; gone at the end unless it was moved."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path.parent)
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".part", dir=path.parent)
     os.close(handle)
     Path(name).chmod(0o644)
@@ -188,6 +191,16 @@ def _beside(path: Path) -> Iterator[Path]:
         yield Path(name)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Take away what installations left that were ended by force."""
+    for path in folder.glob(".*.part"):
+        try:
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                path.unlink()
+        except OSError:  # another process was quicker, or it is not ours
+            continue
 
 
 def _need_room(folder: Path, size: int) -> None:
