@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_gguf import write_tiny_gguf
 
-from velollm.contrib.llamacpp import EmbeddedBackend
+from velollm.backend import open_backend
+from velollm.contrib.llamacpp import EmbeddedBackend, from_hub
 from velollm.contrib.llamacpp import embedded as embedding
 from velollm.contrib.llamacpp.crashes import CRASH_WINDOW, MAX_CRASHES, Crashes
 from velollm.contrib.llamacpp.forced import CallReader, ForcedCall
 from velollm.contrib.llamacpp.plan import KV_BYTES, Machine, kv_bytes_per_token, make_plan, this_machine
 from velollm.errors import BackendError, ConfigError
+from velollm.models import hub
 from velollm.models.gguf import GGUF
 
 GIB = 1 << 30
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
 
 
 def model(**metadata: Any) -> GGUF:
@@ -130,6 +139,27 @@ def test_options_that_mean_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     for options in ({"api_key": "x"}, {"headers": {"a": "b"}}):
         with pytest.raises(ConfigError, match="mean nothing"):
             EmbeddedBackend("model.gguf", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.anyio
+async def test_from_the_hub_when_it_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(embedding, "find_spec", lambda name: object())
+    monkeypatch.setattr(embedding, "need_hub", lambda: None)
+    monkeypatch.setattr(embedding, "fetch_files", lambda name: [write_tiny_gguf(tmp_path / "tiny.gguf")])
+    backend = open_backend("hf:org/repo:Q4_0")
+    assert isinstance(backend, EmbeddedBackend)
+    assert list(tmp_path.iterdir()) == []
+    (model,) = await backend.models()
+    assert (model.id, model.family) == ("org/repo:Q4_0", "llama")
+    with pytest.raises(ConfigError, match="hf:org/repo:quant"):
+        open_backend("hf:nothing")
+
+
+def test_from_the_hub_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedding, "find_spec", lambda name: object())
+    monkeypatch.setattr(hub, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"velollm\[hub\]"):
+        from_hub("hf:org/repo")
 
 
 # ---- forced calls, cut anywhere --------------------------------------------------------------------------------------
