@@ -1,18 +1,25 @@
 """Cutting streams into frames: server-sent events (WHATWG HTML, §9.2) and newline-delimited JSON. No I/O.
 
-Both decoders take bytes cut anywhere and work in linear time; a frame longer than `limit` is an error.
+Both decoders take bytes cut anywhere, give the same frames however they were cut, and look at each byte a bounded
+number of times. A frame that is longer than `limit` and still not complete is an error.
 """
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from velollm.errors import BackendProtocolError
 
 __all__ = ["LineDecoder", "SSEDecoder", "SSEFrame", "sse"]
 
-LIMIT = 32 << 20
-CARRIAGE = 13
+LIMIT = 8 << 20  # an image in base64 fits; five copies of it, as decoding takes, still do no harm
+BOM = b"\xef\xbb\xbf"
+NEWLINE = 10
+
+# An empty line after a line, for any mixture of line ends. A \r that may yet turn out to be half a \r\n waits.
+BLANK_LINE = re.compile(rb"(?:\r\n|\n|\r(?=[^\n]))(?:\r\n|\n|\r(?=[^\n]))")
+LONGEST_UNDECIDED = 3  # \r\n\r
 
 
 class SSEFrame(NamedTuple):
@@ -37,105 +44,118 @@ class SSEDecoder:
     `data: ...` and a blank line, takes a path of its own that never looks at single lines.
     """
 
-    __slots__ = ("_any", "_buffer", "_limit", "_line", "_pieces", "_size", "_started")
+    __slots__ = ("_carriage", "_limit", "_pieces", "_size", "_started", "_tail")
 
     def __init__(self, *, limit: int = LIMIT) -> None:
-        self._buffer = b""  # without a blank line in it
-        self._pieces: list[bytes] = []  # what came after it, without any line end
+        self._pieces: list[bytes] = []  # the unfinished frame, as it came: no blank line in it
         self._size = 0
+        self._tail = b""  # the last bytes of it
         self._limit = limit
         self._started = False
-        self._any = False  # carriage returns have been seen
-        self._line = 0  # then: where in the buffer the first unfinished line begins
+        self._carriage = False  # a \r has been seen
 
     def feed(self, piece: bytes) -> list[SSEFrame]:
         """Take bytes in; the frames that they complete."""
-        carriage = b"\r" in piece
-        if self._started and not carriage and not self._any and b"\n" not in piece:
-            self._pieces.append(piece)
-            self._grow(len(piece))
-            return []
-        known = len(self._buffer)
-        buffer = b"".join((self._buffer, *self._pieces, piece)) if self._size else piece
-        self._pieces.clear()
         if not self._started:
-            if len(buffer) < 3 and b"\xef\xbb\xbf".startswith(buffer):
-                self._keep(buffer)
-                return []
-            self._started = True
-            buffer = buffer.removeprefix(b"\xef\xbb\xbf")
-        if carriage or self._any:
-            self._any = True
-            return self._feed_any(buffer)
-        frames: list[SSEFrame] = []
-        start, search = 0, max(0, known - 1)
-        while (end := buffer.find(b"\n\n", search)) >= 0:
-            end += 2
-            _add(frames, buffer[start:end])
-            start = search = end
-        self._keep(buffer[start:])
-        return frames
+            piece = self._start(piece)
+        if not self._carriage:
+            if b"\r" not in piece:
+                return self._feed_plain(piece)
+            self._carriage = True
+        return self._feed_any(piece)
 
-    def _feed_any(self, buffer: bytes) -> list[SSEFrame]:
-        """Line ends other than a plain `\\n` are about: walk line by line, on from where the last walk ended."""
+    def _start(self, piece: bytes) -> bytes:
+        """Skip the byte order mark, which may come in three pieces."""
+        piece = self._take() + piece
+        if len(piece) < len(BOM) and BOM.startswith(piece):
+            self._keep(piece)
+            return b""
+        self._started = True
+        return piece.removeprefix(BOM)
+
+    def _feed_plain(self, piece: bytes) -> list[SSEFrame]:
+        r"""No \r so far: a blank line is two newlines."""
         frames: list[SSEFrame] = []
-        start, line, size = 0, self._line, len(buffer)
-        while line < size:
-            end, after = _line_end(buffer, line)
-            if end < 0 or (after == size and buffer[end] == CARRIAGE and end + 1 == after):  # its \n may be yet to come
+        start = 0
+        if self._size:
+            start = self._end_of_unfinished(piece)
+            if not start:
+                self._keep(piece)
+                return frames
+            _add_plain(frames, self._take() + piece[:start])
+        size = len(piece)
+        while start < size:
+            end = piece.find(b"\n\n", start)
+            if end < 0:
+                self._keep(piece[start:])
                 break
-            if end == line:
-                _add(frames, buffer[start:after])
-                start = after
-            line = after
-        self._line = line - start
-        self._keep(buffer[start:])
+            _add_plain(frames, piece[start : end + 2])
+            start = end + 2
         return frames
 
-    def _keep(self, rest: bytes) -> None:
-        self._buffer = rest
-        self._size = 0
-        self._grow(len(rest))
+    def _end_of_unfinished(self, piece: bytes) -> int:
+        if piece.startswith(b"\n") and self._tail.endswith(b"\n"):
+            return 1
+        end = piece.find(b"\n\n")
+        return end + 2 if end >= 0 else 0
 
-    def _grow(self, size: int) -> None:
-        self._size += size
+    def _feed_any(self, piece: bytes) -> list[SSEFrame]:
+        """Any line ends. A blank line that began in the unfinished frame is found through its last bytes."""
+        frames: list[SSEFrame] = []
+        known = len(self._tail)
+        start = 0
+        for match in BLANK_LINE.finditer(self._tail + piece):
+            end = match.end() - known
+            _add(frames, self._take() + piece[start:end])
+            start = end
+        self._keep(piece[start:])
+        return frames
+
+    def _keep(self, piece: bytes) -> None:
+        """Add to the unfinished frame."""
+        self._size += len(piece)
         if self._size > self._limit:
             raise BackendProtocolError(f"an event of the stream is longer than {self._limit} bytes")
+        if piece:
+            self._pieces.append(piece)
+            self._tail = (self._tail + piece[-LONGEST_UNDECIDED:])[-LONGEST_UNDECIDED:]
+
+    def _take(self) -> bytes:
+        """The unfinished frame, which begins anew."""
+        if not self._size:
+            return b""
+        taken = b"".join(self._pieces)
+        self._pieces.clear()
+        self._size = 0
+        self._tail = b""
+        return taken
 
     def end(self) -> list[SSEFrame]:
         """The stream is over: a last frame without its blank line still counts here (engines forget it)."""
-        rest = b"".join((self._buffer, *self._pieces))
-        self._keep(b"")
-        self._pieces.clear()
+        rest = self._take()
         frames: list[SSEFrame] = []
         if rest.strip():
             _add(frames, rest, closing=b"\n\n")
         return frames
 
 
-def _line_end(buffer: bytes, start: int) -> tuple[int, int]:
-    """Where the line that begins at `start` ends, and where the next one begins; (-1, -1) when it is not complete."""
-    newline = buffer.find(b"\n", start)
-    limit = newline if newline >= 0 else len(buffer)
-    carriage = buffer.find(b"\r", start, limit)
-    if carriage >= 0:
-        return carriage, carriage + 2 if carriage + 1 == newline else carriage + 1
-    return (newline, newline + 1) if newline >= 0 else (-1, -1)
+def _add_plain(frames: list[SSEFrame], raw: bytes) -> None:
+    r"""The frame of `raw`, which ends with two newlines and holds no \r."""
+    if raw.startswith(b"data: ") and raw.find(b"\n") == len(raw) - 2:
+        frames.append(SSEFrame("", raw[6:-2], raw))
+    else:
+        _add(frames, raw)
 
 
 def _add(frames: list[SSEFrame], raw: bytes, closing: bytes = b"") -> None:
-    if raw.startswith(b"data: ") and raw.find(b"\n") == len(raw) - 2:
-        frames.append(SSEFrame("", raw[6:-2], raw))
-        return
     event = ""
     data: list[bytes] = []
     for line in raw.splitlines():
         field, _, value = line.partition(b":")
-        value = value.removeprefix(b" ")
         if field == b"data":
-            data.append(value)
+            data.append(value.removeprefix(b" "))
         elif field == b"event":
-            event = value.decode("utf-8", "replace")
+            event = value.removeprefix(b" ").decode("utf-8", "replace")
     if data:
         frames.append(SSEFrame(event, b"\n".join(data), raw + closing))
 
@@ -146,7 +166,7 @@ class LineDecoder:
     __slots__ = ("_limit", "_pieces", "_size")
 
     def __init__(self, *, limit: int = LIMIT) -> None:
-        self._pieces: list[bytes] = []
+        self._pieces: list[bytes] = []  # the unfinished line
         self._size = 0
         self._limit = limit
 
@@ -155,22 +175,26 @@ class LineDecoder:
         if b"\n" not in piece:
             self._keep(piece)
             return []
-        self._pieces.append(piece)
-        lines = b"".join(self._pieces).split(b"\n")
-        rest = lines.pop()
-        self._pieces, self._size = [], 0
-        self._keep(rest)
-        return [line for line in (line.rstrip(b"\r") for line in lines) if line.strip()]
+        if self._pieces:
+            piece = self._take() + piece
+        lines = piece.split(b"\n")
+        self._keep(lines.pop())
+        return [line.rstrip(b"\r") for line in lines if line and not line.isspace()]
 
     def _keep(self, piece: bytes) -> None:
         if piece:
-            self._pieces.append(piece)
             self._size += len(piece)
             if self._size > self._limit:
                 raise BackendProtocolError(f"a line of the stream is longer than {self._limit} bytes")
+            self._pieces.append(piece)
+
+    def _take(self) -> bytes:
+        taken = b"".join(self._pieces)
+        self._pieces.clear()
+        self._size = 0
+        return taken
 
     def end(self) -> list[bytes]:
         """The stream is over: the last line, if it has no end."""
-        rest = b"".join(self._pieces).rstrip(b"\r")
-        self._pieces, self._size = [], 0
+        rest = self._take().rstrip(b"\r")
         return [rest] if rest.strip() else []
