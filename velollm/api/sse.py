@@ -16,6 +16,7 @@ __all__ = ["LineDecoder", "SSEDecoder", "SSEFrame", "sse"]
 LIMIT = 8 << 20  # an image in base64 fits; five copies of it, as decoding takes, still do no harm
 BOM = b"\xef\xbb\xbf"
 NEWLINE = 10
+CARRIAGE = 13
 
 # An empty line after a line, for any mixture of line ends. A \r that may yet turn out to be half a \r\n waits.
 BLANK_LINE = re.compile(rb"(?:\r\n|\n|\r(?=[^\n]))(?:\r\n|\n|\r(?=[^\n]))")
@@ -59,7 +60,7 @@ class SSEDecoder:
         if not self._started:
             piece = self._start(piece)
         if not self._carriage:
-            if b"\r" not in piece:
+            if CARRIAGE not in piece:
                 return self._feed_plain(piece)
             self._carriage = True
         return self._feed_any(piece)
@@ -76,21 +77,22 @@ class SSEDecoder:
     def _feed_plain(self, piece: bytes) -> list[SSEFrame]:
         r"""No \r so far: a blank line is two newlines."""
         frames: list[SSEFrame] = []
-        start = 0
         if self._size:
-            start = self._end_of_unfinished(piece)
-            if not start:
+            end = self._end_of_unfinished(piece)
+            if not end:
                 self._keep(piece)
                 return frames
-            _add_plain(frames, self._take() + piece[:start])
-        size = len(piece)
-        while start < size:
-            end = piece.find(b"\n\n", start)
-            if end < 0:
-                self._keep(piece[start:])
-                break
-            _add_plain(frames, piece[start : end + 2])
-            start = end + 2
+            _add(frames, self._take() + piece[:end])
+            piece = piece[end:]
+        parts = piece.split(b"\n\n")
+        rest = parts.pop()
+        for part in parts:
+            if NEWLINE not in part and part.startswith(b"data: "):
+                frames.append(SSEFrame("", part[6:], part + b"\n\n"))
+            else:
+                _add(frames, part + b"\n\n")
+        if rest:
+            self._keep(rest)
         return frames
 
     def _end_of_unfinished(self, piece: bytes) -> int:
@@ -137,14 +139,6 @@ class SSEDecoder:
         if rest.strip():
             _add(frames, rest, closing=b"\n\n")
         return frames
-
-
-def _add_plain(frames: list[SSEFrame], raw: bytes) -> None:
-    r"""The frame of `raw`, which ends with two newlines and holds no \r."""
-    if raw.startswith(b"data: ") and raw.find(b"\n") == len(raw) - 2:
-        frames.append(SSEFrame("", raw[6:-2], raw))
-    else:
-        _add(frames, raw)
 
 
 def _add(frames: list[SSEFrame], raw: bytes, closing: bytes = b"") -> None:
