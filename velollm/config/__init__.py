@@ -1,0 +1,34 @@
+"""Settings: what there is to set, how it is spelled, and where it is read from."""
+
+from velollm.config.load import find_config, load_settings
+from velollm.config.options import Option, options
+from velollm.config.settings import (
+    BackendDefaults,
+    BackendSettings,
+    EngineSettings,
+    ModelSettings,
+    ObservabilitySettings,
+    ServerSettings,
+    Settings,
+    ToolCallSettings,
+)
+from velollm.config.units import parse_seconds, parse_size, show_seconds, show_size
+
+__all__ = [
+    "BackendDefaults",
+    "BackendSettings",
+    "EngineSettings",
+    "ModelSettings",
+    "ObservabilitySettings",
+    "Option",
+    "ServerSettings",
+    "Settings",
+    "ToolCallSettings",
+    "find_config",
+    "load_settings",
+    "options",
+    "parse_seconds",
+    "parse_size",
+    "show_seconds",
+    "show_size",
+]

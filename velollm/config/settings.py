@@ -1,0 +1,169 @@
+"""Every setting there is: one class for each section of the TOML file, one attribute for each key.
+
+A setting says here what its flag is called and what it does; the command line, the variables and the messages follow
+from that. A new section is a class and a line in `Settings`.
+"""
+
+# ruff: noqa: RUF009 -- setting() makes a field of attrs; ruff knows attrs.field alone
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias
+
+import attrs
+
+from velollm.config.units import Seconds, Size
+
+__all__ = [
+    "BackendDefaults",
+    "BackendSettings",
+    "EngineSettings",
+    "Kind",
+    "ModelSettings",
+    "ObservabilitySettings",
+    "ServerSettings",
+    "Settings",
+    "ToolCallSettings",
+]
+
+Kind: TypeAlias = Literal["ollama", "llamacpp", "vllm", "openai"]
+KVType: TypeAlias = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
+
+
+class InvalidSetting(ValueError):
+    """The value of the setting `key` makes no sense."""
+
+    def __init__(self, key: str, words: str) -> None:
+        super().__init__(words)
+        self.key = key
+
+
+def _check(condition: Any, words: str) -> Any:
+    """A validator of attrs: what a value must be, in words."""
+
+    def validate(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if value is not None and not condition(value):
+            raise InvalidSetting(attribute.name, f"must be {words}, not {value!r}")
+
+    return validate
+
+
+positive = _check(lambda value: value > 0, "above 0")
+not_negative = _check(lambda value: value >= 0, "0 or more")
+a_port = _check(lambda value: 0 <= value <= 65535, "between 0 and 65535")
+not_empty = _check(lambda value: value.strip() != "", "some text")
+
+
+def setting(default: Any, about: str, *, flag: str = "", metavar: str = "", check: Any = None) -> Any:
+    """One key: `flag` where it is not `--key`, `-` where there is none."""
+    return attrs.field(default=default, validator=check, metadata={"about": about, "flag": flag, "metavar": metavar})
+
+
+@attrs.frozen(kw_only=True)
+class ServerSettings:
+    """[server]: where and how VeloLLM listens."""
+
+    host: str = setting("127.0.0.1", "the address to listen on", check=not_empty)
+    port: int = setting(8000, "the port to listen on; 0 takes a free one", check=a_port)
+    max_body: Size = setting(Size(16 << 20), "the largest request body", metavar="SIZE")
+    keys: str | None = setting(None, "a TOML file of API keys ([[keys]] with name, and key or hash)", metavar="FILE")
+    allowed_hosts: tuple[str, ...] = setting(
+        (), "another name under which this server may be addressed; repeatable", flag="--allowed-host", metavar="NAME"
+    )
+    cors_origins: tuple[str, ...] = setting(
+        (), "a web origin whose pages may ask; repeatable", flag="--cors-origin", metavar="ORIGIN"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = setting("info", "what is logged")
+    log_format: Literal["text", "json"] = setting("text", "how it is logged")
+    drain_timeout: Seconds = setting(Seconds(30), "patience with running requests at the end", metavar="SECONDS")
+
+
+@attrs.frozen(kw_only=True)
+class BackendDefaults:
+    """[defaults]: how patient VeloLLM is with backends that do not say otherwise."""
+
+    connect_timeout: Seconds = setting(
+        Seconds(2), "patience until a backend is connected", metavar="SECONDS", check=positive
+    )
+    ttft_timeout: Seconds = setting(
+        Seconds(300), "patience until the first byte of an answer", metavar="SECONDS", check=positive
+    )
+    idle_timeout: Seconds = setting(
+        Seconds(60), "patience between two bytes of an answer", metavar="SECONDS", check=positive
+    )
+    max_response: Size = setting(Size(32 << 20), "the largest answer of a backend", metavar="SIZE")
+
+
+@attrs.frozen(kw_only=True)
+class BackendSettings:
+    """[[backends]]: one engine. `models` are the only ones asked of it; `aliases` are other names for them.
+
+    `api_key_env` names the variable that holds its key. What is None comes from [defaults].
+    """
+
+    url: str = attrs.field(validator=not_empty)
+    name: str | None = attrs.field(default=None, validator=not_empty)
+    kind: Kind | None = None
+    models: tuple[str, ...] = ()
+    aliases: Mapping[str, str] = MappingProxyType({})
+    api_key_env: str | None = None
+    connect_timeout: Seconds | None = attrs.field(default=None, validator=positive)
+    ttft_timeout: Seconds | None = attrs.field(default=None, validator=positive)
+    idle_timeout: Seconds | None = attrs.field(default=None, validator=positive)
+    max_response: Size | None = None
+    headers: Mapping[str, str] = MappingProxyType({})
+
+
+@attrs.frozen(kw_only=True)
+class ModelSettings:
+    """[models."NAME"]: what is done for one model: its context in tokens, and other names under which it is served."""
+
+    num_ctx: int | None = attrs.field(default=None, validator=positive)
+    aliases: tuple[str, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class EngineSettings:
+    """[engine]: models that VeloLLM runs itself, in an embedded llama.cpp."""
+
+    models: tuple[str, ...] = setting(
+        (), "a model to run here: an installed one, a .gguf file, or hf:org/repo:quant; repeatable",
+        flag="--model", metavar="NAME|PATH",
+    )  # fmt: skip
+    kind: Literal["llama-server"] = setting("llama-server", "what runs it", flag="--engine")
+    ctx: int | None = setting(None, "tokens of context for each conversation", metavar="TOKENS", check=positive)
+    kv_type: KVType = setting("f16", "the type of its KV cache")
+    threads: int | None = setting(None, "threads it computes on (default: one for each core)", check=positive)
+
+
+@attrs.frozen(kw_only=True)
+class ToolCallSettings:
+    """[toolcalls]: what is done about tool calls that models get wrong."""
+
+    mode: Literal["repair", "strict", "off"] = setting(
+        "repair", "mend malformed tool calls, refuse them, or leave them alone", flag="--tool-calls"
+    )
+    reask: int = setting(
+        0, "how often a model is asked again when a call cannot be mended", flag="--tool-reask", check=not_negative
+    )
+
+
+@attrs.frozen(kw_only=True)
+class ObservabilitySettings:
+    """[observability]: what can be seen from outside."""
+
+    metrics: bool = setting(True, "serve /metrics for Prometheus")
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """All settings; what is not named has its default."""
+
+    server: ServerSettings = ServerSettings()
+    defaults: BackendDefaults = BackendDefaults()
+    backends: tuple[BackendSettings, ...] = ()
+    models: Mapping[str, ModelSettings] = MappingProxyType({})
+    engine: EngineSettings = EngineSettings()
+    toolcalls: ToolCallSettings = ToolCallSettings()
+    observability: ObservabilitySettings = ObservabilitySettings()
