@@ -4,6 +4,7 @@ The seam is `httpx.AsyncBaseTransport`, called directly: any transport can take 
 """
 
 from velollm.transport.pool import PooledTransport
-from velollm.transport.upstream import Upstream, UpstreamResponse
+from velollm.transport.response import UpstreamResponse
+from velollm.transport.upstream import Upstream
 
 __all__ = ["PooledTransport", "Upstream", "UpstreamResponse"]

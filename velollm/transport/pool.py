@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterable
-from typing import cast
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine
+from typing import TypeAlias, cast
 
 import httpx
 
 from velollm.transport.http1 import Connection, Patience
 
-__all__ = ["PooledTransport"]
+__all__ = ["PooledBody", "PooledTransport"]
+
+Origin: TypeAlias = tuple[str, str, int]
 
 MAX_IDLE = 64  # kept connections to one server
 MAX_IDLE_SECONDS = 30.0
 # After the reader has all it wants, the rest of a body may still come: so much of it is awaited to keep the connection.
 LINGER_SECONDS = 0.5
 LINGER_BYTES = 64 * 1024
+UNSENT = frozenset({b"content-length", b"transfer-encoding", b"connection"})  # these are the transport's own to say
 
 
 class PooledTransport(httpx.AsyncBaseTransport):
@@ -31,11 +35,13 @@ class PooledTransport(httpx.AsyncBaseTransport):
     """
 
     def __init__(self) -> None:
-        self._idle: dict[tuple[str, str, int], list[Connection]] = {}
+        self._idle: dict[Origin, deque[Connection]] = {}
         self._lingering: set[asyncio.Task[None]] = set()
         self._tls: ssl.SSLContext | None = None
+        self._closed = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self._closed = False
         url = request.url
         origin = (url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80))
         timeout = request.extensions.get("timeout") or {}
@@ -46,29 +52,37 @@ class PooledTransport(httpx.AsyncBaseTransport):
             try:
                 return await self._exchange(kept, request, patience, origin)
             except (httpx.ReadError, httpx.RemoteProtocolError):
-                if kept.received or not _repeatable(request):
+                if kept.received or not isinstance(request.stream, httpx.ByteStream):
                     raise
         fresh = await self._connect(origin, timeout.get("connect") or 5.0)
         return await self._exchange(fresh, request, patience, origin)
 
-    def _take(self, origin: tuple[str, str, int]) -> Connection | None:
+    def _take(self, origin: Origin) -> Connection | None:
         kept = self._idle.get(origin)
         while kept:
             connection = kept.pop()
-            if connection.alive and asyncio.get_running_loop().time() - connection.idle_since < MAX_IDLE_SECONDS:
+            if connection.loop is not asyncio.get_running_loop():
+                continue  # left over from a loop that has ended; its sockets go with it
+            if connection.alive and not _expired(connection) and not connection.stale():
                 return connection
             connection.close()
         return None
 
-    def keep(self, origin: tuple[str, str, int], connection: Connection) -> None:
+    def keep(self, origin: Origin, connection: Connection) -> None:
         """The exchange is over: keep the connection if it can serve another, else close it."""
-        kept = self._idle.setdefault(origin, [])
-        if connection.release() and len(kept) < MAX_IDLE:
-            kept.append(connection)
-        else:
+        if not connection.release() or self._closed:
             connection.close()
+            return
+        kept = self._idle.get(origin)
+        if kept is None:
+            kept = self._idle[origin] = deque()
+        kept.append(connection)
+        while len(kept) > MAX_IDLE or not kept[0].alive or _expired(kept[0]):
+            kept.popleft().close()
+            if not kept:
+                return
 
-    async def _connect(self, origin: tuple[str, str, int], seconds: float) -> Connection:
+    async def _connect(self, origin: Origin, seconds: float) -> Connection:
         scheme, host, port = origin
         tls = self._context() if scheme == "https" else None
         try:
@@ -76,8 +90,9 @@ class PooledTransport(httpx.AsyncBaseTransport):
                 _, connection = await asyncio.get_running_loop().create_connection(Connection, host, port, ssl=tls)
         except TimeoutError:
             raise httpx.ConnectTimeout(f"no connection to {host}:{port} within {seconds:g} seconds") from None
-        except OSError as error:
-            raise httpx.ConnectError(f"no connection to {host}:{port}: {error.strerror or error}") from error
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise httpx.ConnectError(f"no connection to {host}:{port}: {reason}") from error
         return connection
 
     def _context(self) -> ssl.SSLContext:
@@ -86,38 +101,38 @@ class PooledTransport(httpx.AsyncBaseTransport):
         return self._tls
 
     async def _exchange(
-        self, connection: Connection, request: httpx.Request, patience: Patience, origin: tuple[str, str, int]
+        self, connection: Connection, request: httpx.Request, patience: Patience, origin: Origin
     ) -> httpx.Response:
-        connection.begin(request.method.encode(), patience)
+        connection.begin(patience, is_head=request.method == "HEAD")
         try:
             await _send(connection, request)
             await connection.wait_for_head()
         except BaseException:
             connection.close()
             raise
-        body = _Body(self, connection, origin)
+        body = PooledBody(self, connection, origin)
         return httpx.Response(connection.status, headers=connection.headers, stream=body)
 
-    def linger(self, origin: tuple[str, str, int], connection: Connection) -> None:
+    def linger(self, origin: Origin, connection: Connection) -> None:
         """Let an unfinished body come to its end in the background, for a moment, so that the connection is kept."""
         task = asyncio.get_running_loop().create_task(self._linger(origin, connection))
         self._lingering.add(task)
         task.add_done_callback(self._lingering.discard)
 
-    async def _linger(self, origin: tuple[str, str, int], connection: Connection) -> None:
+    async def _linger(self, origin: Origin, connection: Connection) -> None:
         size = 0
         try:
             async with asyncio.timeout(LINGER_SECONDS):
-                while piece := await connection.read():
+                while size <= LINGER_BYTES and (piece := await connection.read()):
                     size += len(piece)
-                    if size > LINGER_BYTES:
-                        break
         except (TimeoutError, httpx.HTTPError):
-            connection.close()
-        self.keep(origin, connection)
+            pass  # it is not complete, and therefore closed
+        finally:
+            self.keep(origin, connection)
 
     async def aclose(self) -> None:
-        """Close all kept connections."""
+        """Close all kept connections; those in use are closed when they are let go."""
+        self._closed = True
         for task in list(self._lingering):
             task.cancel()
         for kept in self._idle.values():
@@ -126,31 +141,29 @@ class PooledTransport(httpx.AsyncBaseTransport):
         self._idle.clear()
 
 
-class _Body(httpx.AsyncByteStream):
+class PooledBody(httpx.AsyncByteStream):
     """The body of one answer. `aclose` gives the connection back when it was read whole, and drops it otherwise."""
 
-    def __init__(self, pool: PooledTransport, connection: Connection, origin: tuple[str, str, int]) -> None:
+    def __init__(self, pool: PooledTransport, connection: Connection, origin: Origin) -> None:
         self._pool = pool
         self._connection: Connection | None = connection
         self._origin = origin
+        # Some more of the body, empty at its end: what iteration does, but cheaper.
+        self.read: Callable[[], Coroutine[None, None, bytes]] = connection.read
 
     async def __aiter__(self) -> AsyncGenerator[bytes, None]:
-        connection = self._connection
-        while connection is not None:
-            piece = await connection.read()
-            if not piece:
-                return
+        while piece := await self.read():
             yield piece
 
     async def aclose(self) -> None:
         """Done with it; what has not come yet is not wanted."""
-        connection, self._connection = self._connection, None
+        connection = self._let_go()
         if connection is not None:
             self._pool.keep(self._origin, connection)
 
     def finish(self) -> None:
         """Done with it, and the rest, if any, is known to be short: wait for it in the background."""
-        connection, self._connection = self._connection, None
+        connection = self._let_go()
         if connection is None:
             return
         if connection.complete or not connection.alive:
@@ -158,47 +171,62 @@ class _Body(httpx.AsyncByteStream):
         else:
             self._pool.linger(self._origin, connection)
 
+    def _let_go(self) -> Connection | None:
+        """From here on the connection may be another's: nothing must be read through this body any more."""
+        connection, self._connection = self._connection, None
+        self.read = _closed
+        return connection
 
-def _body(request: httpx.Request) -> bytes | AsyncIterable[bytes]:
-    try:
-        return request.content
-    except httpx.RequestNotRead:
-        return cast("AsyncIterable[bytes]", request.stream)
+
+async def _closed() -> bytes:
+    raise httpx.ReadError("the answer was closed before it was read")
 
 
-def _repeatable(request: httpx.Request) -> bool:
-    return isinstance(_body(request), bytes)
+def _expired(connection: Connection) -> bool:
+    return asyncio.get_running_loop().time() - connection.idle_since > MAX_IDLE_SECONDS
 
 
 async def _send(connection: Connection, request: httpx.Request) -> None:
-    body = _body(request)
-    if isinstance(body, bytes):
-        connection.write(_head(request, len(body)) + body)
+    stream = request.stream
+    if isinstance(stream, httpx.ByteStream):
+        body = b"".join(stream)
+        connection.write(_head(request, len(body), chunked=False) + body)
         connection.sent()
         return
-    chunked = "content-length" not in request.headers
-    connection.write(_head(request, None))
-    async for piece in body:
-        if not piece:
-            continue
-        connection.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
-        await connection.drain()
-        if connection.head_complete:
-            break  # refused before it was all sent
-    if chunked:
-        connection.write(b"0\r\n\r\n")
+    declared = request.headers.get("content-length", "")
+    size = int(declared) if declared.isdigit() and len(declared) < 19 else None
+    await _upload(connection, request, cast("AsyncIterable[bytes]", stream), size)
     connection.sent()
 
 
-def _head(request: httpx.Request, length: int | None) -> bytes:
+async def _upload(
+    connection: Connection, request: httpx.Request, pieces: AsyncIterable[bytes], size: int | None
+) -> None:
+    """Send a body of `size` bytes, or in chunks when that is not known; stops when it is answered before its end."""
+    connection.write(_head(request, size, chunked=size is None))
+    left = size or 0
+    async for piece in pieces:
+        if not piece:
+            continue
+        left -= len(piece)
+        connection.write(b"%x\r\n%b\r\n" % (len(piece), piece) if size is None else piece)
+        if not await connection.drain():
+            connection.alive = False
+            return
+    if size is None:
+        connection.write(b"0\r\n\r\n")
+    elif left:
+        raise httpx.LocalProtocolError(f"a body of {size} bytes was announced, {size - left} came")
+
+
+def _head(request: httpx.Request, length: int | None, *, chunked: bool) -> bytes:
     lines = [b"%b %b HTTP/1.1" % (request.method.encode(), request.url.raw_path)]
-    lines += [b"%b: %b" % (name, value) for name, value in request.headers.raw if name.lower() != b"content-length"]
-    if length is not None:
-        if length or request.method not in ("GET", "HEAD", "DELETE"):
-            lines.append(b"content-length: %d" % length)
-    elif "content-length" in request.headers:
-        lines.append(b"content-length: " + request.headers["content-length"].encode())
-    else:
+    lines += [b"%b: %b" % (name, value) for name, value in request.headers.raw if name.lower() not in UNSENT]
+    if chunked:
         lines.append(b"transfer-encoding: chunked")
-    lines.append(b"\r\n")
-    return b"\r\n".join(lines)
+    elif length or request.method not in ("GET", "HEAD", "DELETE"):
+        lines.append(b"content-length: %d" % (length or 0))
+    head = b"\r\n".join(lines)
+    if head.count(b"\n") != len(lines) - 1 or head.count(b"\r") != len(lines) - 1:
+        raise httpx.LocalProtocolError("a header holds a line break")
+    return head + b"\r\n\r\n"

@@ -11,6 +11,7 @@ from velollm.errors import BackendProtocolError, BackendRefused, VeloError
 __all__ = ["refusal"]
 
 LONGEST = 2000
+LONGEST_WAIT = 86400.0
 
 
 def refusal(name: str, status: int, retry_after: bytes | None, body: bytes) -> VeloError:
@@ -63,6 +64,7 @@ def _text(error: Any, key: str) -> str | None:
 
 def _seconds(header: bytes | None) -> float | None:
     try:
-        return float(header) if header is not None else None
+        seconds = float(header) if header is not None else -1.0
     except ValueError:  # a date: rare, and no engine sends one
         return None
+    return seconds if 0 <= seconds <= LONGEST_WAIT else None
