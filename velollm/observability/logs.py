@@ -1,0 +1,105 @@
+"""How log lines look: text for people, JSON for machines. One line each, whatever a client put into a name."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import time
+from typing import Any, TextIO
+
+import orjson
+
+from velollm.errors import VeloError
+
+__all__ = ["JsonFormatter", "TextFormatter", "configure_logging"]
+
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+ODD = re.compile(r'[\s"=]|^$')
+
+
+def configure_logging(level: str, style: str = "text", stream: TextIO | None = None) -> None:
+    """Send the log of the whole process to `stream` (standard error), at `level`, as `text` or `json`.
+
+    Other packages are heard from WARNING on. For the command line; a program that mounts VeloLLM has its own.
+    """
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
+    handler.addFilter(_without_expected)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("velollm").setLevel(level.upper())
+    # What no line shows need not be found out for each (documented under "Optimization" in Python's logging HOWTO).
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    if sys.version_info >= (3, 12):
+        logging.logAsyncioTasks = False
+
+
+def _without_expected(record: logging.LogRecord) -> bool:
+    """Leave out what servers report of streams that were broken off on purpose; the request's own line tells."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not (record.name.startswith("uvicorn") and isinstance(error, VeloError))
+
+
+class _Formatter(logging.Formatter):
+    """Knows the time in UTC, to the millisecond; the seconds are put into words once each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._second = (0, "")
+
+    def time(self, record: logging.LogRecord) -> str:
+        second = int(record.created)
+        if second != self._second[0]:
+            self._second = (second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)))
+        return f"{self._second[1]}.{int(record.msecs):03d}Z"
+
+
+class TextFormatter(_Formatter):
+    """`2026-11-24T16:00:00.123Z INFO request id=... path=...`; continued lines are indented."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = f"{self.time(record)} {record.levelname} {record.getMessage()}"
+        fields = getattr(record, "fields", None)
+        if fields is not None:
+            text = f"{text} {_pairs(fields)}"
+        if CONTROL.search(text):
+            text = CONTROL.sub(_escape, text)
+        if record.exc_info:
+            text += "\n    " + self.formatException(record.exc_info).replace("\r", "\\r").replace("\n", "\n    ")
+        return text
+
+
+class JsonFormatter(_Formatter):
+    """One JSON object a line: time, level, logger, message, and the fields of the event."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": self.time(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        try:
+            return orjson.dumps(line).decode()
+        except orjson.JSONEncodeError:  # lone surrogates
+            return orjson.dumps(line | {key: CONTROL.sub(_escape, str(value)) for key, value in line.items()}).decode()
+
+
+def _pairs(fields: dict[str, Any]) -> str:
+    text = " ".join([f"{name}={value}" for name, value in fields.items()])
+    if text.count(" ") == len(fields) - 1 and text.count("=") == len(fields) and '"' not in text:
+        return text
+    return " ".join([f"{name}={_quoted(str(value))}" for name, value in fields.items()])
+
+
+def _quoted(value: str) -> str:
+    return '"' + value.replace('"', "'") + '"' if ODD.search(value) else value
+
+
+def _escape(match: re.Match[str]) -> str:
+    return ascii(match[0])[1:-1]

@@ -1,0 +1,62 @@
+"""What is known about one request at its end: the content of its log line. Never a prompt, an answer or a key."""
+
+from __future__ import annotations
+
+import logging
+from contextvars import ContextVar
+from operator import attrgetter
+from typing import Any
+
+import attrs
+
+__all__ = ["CURRENT", "Record", "write"]
+
+logger = logging.getLogger("velollm.request")
+
+# Service paths are asked every few seconds by machines.
+QUIET = frozenset({"/health", "/ready", "/metrics"})
+
+
+@attrs.define(kw_only=True)
+class Record:
+    """One request. Times in seconds; `outcome` is `ok`, `cancelled`, or the code of the error."""
+
+    id: str = ""
+    client: str = ""
+    method: str = ""
+    path: str = ""
+    status: int = 0
+    duration: float = 0.0
+    model: str = ""
+    backend: str = ""
+    outcome: str = ""
+    finish: str = ""
+    ttft: float | None = None
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    completion_tokens: int | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """What is known, by name."""
+        found = {
+            name: value for name, value in zip(FIELDS, GET(self), strict=True) if value is not None and value != ""
+        }
+        found["duration_ms"] = round(self.duration * 1000, 1)
+        if self.ttft is not None:
+            found["ttft_ms"] = round(self.ttft * 1000, 1)
+        return found
+
+
+FIELDS = tuple(field.name for field in attrs.fields(Record) if field.name not in ("duration", "ttft"))
+GET = attrgetter(*FIELDS)
+
+# The record of the request that is being answered, where a server keeps one: layers write into it.
+CURRENT: ContextVar[Record | None] = ContextVar("velollm_record", default=None)
+
+
+def write(record: Record) -> None:
+    """Log one line, at DEBUG for what machines ask all the time."""
+    level = logging.DEBUG if record.path in QUIET and record.status < 500 else logging.INFO
+    if logger.isEnabledFor(level):
+        line = logger.makeRecord(logger.name, level, "", 0, "request", (), None, extra={"fields": record.fields()})
+        logger.handle(line)  # who called does not matter, and costs most of the time that logger.info takes
