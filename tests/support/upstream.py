@@ -40,6 +40,7 @@ class Peer:
         self.reader = reader
         self.writer = writer
         self.requests: list[Received] = []
+        self.ended = asyncio.Event()  # its script is over, as it is when the client has gone
 
     async def request(self) -> Received | None:
         """The next request, read whole; None when the client has gone."""
@@ -143,6 +144,7 @@ async def scripted(script: Script, *, tls: SSLContext | None = None) -> AsyncGen
             server.failures.append(error)
         finally:
             tasks.discard(task)
+            peer.ended.set()
             writer.close()
 
     listening = await asyncio.start_server(play, "127.0.0.1", 0, ssl=tls, limit=1 << 26)

@@ -47,15 +47,16 @@ class PooledTransport(httpx.AsyncBaseTransport):
         timeout = request.extensions.get("timeout") or {}
         idle = timeout.get("read") or 60.0
         patience = Patience(timeout.get("first_byte") or idle, idle)
+        head = _head(request)
         kept = self._take(origin)
         if kept is not None:
             try:
-                return await self._exchange(kept, request, patience, origin)
+                return await self._exchange(kept, request, head, patience, origin)
             except (httpx.ReadError, httpx.RemoteProtocolError):
                 if kept.received or not isinstance(request.stream, httpx.ByteStream):
                     raise
         fresh = await self._connect(origin, timeout.get("connect") or 5.0)
-        return await self._exchange(fresh, request, patience, origin)
+        return await self._exchange(fresh, request, head, patience, origin)
 
     def _take(self, origin: Origin) -> Connection | None:
         kept = self._idle.get(origin)
@@ -101,11 +102,11 @@ class PooledTransport(httpx.AsyncBaseTransport):
         return self._tls
 
     async def _exchange(
-        self, connection: Connection, request: httpx.Request, patience: Patience, origin: Origin
+        self, connection: Connection, request: httpx.Request, head: bytes, patience: Patience, origin: Origin
     ) -> httpx.Response:
         connection.begin(patience, is_head=request.method == "HEAD")
         try:
-            await _send(connection, request)
+            await _send(connection, request, head)
             await connection.wait_for_head()
         except BaseException:
             connection.close()
@@ -186,24 +187,18 @@ def _expired(connection: Connection) -> bool:
     return asyncio.get_running_loop().time() - connection.idle_since > MAX_IDLE_SECONDS
 
 
-async def _send(connection: Connection, request: httpx.Request) -> None:
+async def _send(connection: Connection, request: httpx.Request, head: bytes) -> None:
     stream = request.stream
     if isinstance(stream, httpx.ByteStream):
-        body = b"".join(stream)
-        connection.write(_head(request, len(body), chunked=False) + body)
-        connection.sent()
-        return
-    declared = request.headers.get("content-length", "")
-    size = int(declared) if declared.isdigit() and len(declared) < 19 else None
-    await _upload(connection, request, cast("AsyncIterable[bytes]", stream), size)
+        connection.write(head + b"".join(stream))
+    else:
+        connection.write(head)
+        await _upload(connection, cast("AsyncIterable[bytes]", stream), _declared(request))
     connection.sent()
 
 
-async def _upload(
-    connection: Connection, request: httpx.Request, pieces: AsyncIterable[bytes], size: int | None
-) -> None:
+async def _upload(connection: Connection, pieces: AsyncIterable[bytes], size: int | None) -> None:
     """Send a body of `size` bytes, or in chunks when that is not known; stops when it is answered before its end."""
-    connection.write(_head(request, size, chunked=size is None))
     left = size or 0
     async for piece in pieces:
         if not piece:
@@ -219,13 +214,22 @@ async def _upload(
         raise httpx.LocalProtocolError(f"a body of {size} bytes was announced, {size - left} came")
 
 
-def _head(request: httpx.Request, length: int | None, *, chunked: bool) -> bytes:
+def _declared(request: httpx.Request) -> int | None:
+    """The length of a body that comes in pieces, when it is known."""
+    length = request.headers.get("content-length", "")
+    return int(length) if length.isdigit() and len(length) < 19 else None
+
+
+def _head(request: httpx.Request) -> bytes:
+    """The request line and headers, framing included. Raises `httpx.LocalProtocolError` on a line break in them."""
     lines = [b"%b %b HTTP/1.1" % (request.method.encode(), request.url.raw_path)]
     lines += [b"%b: %b" % (name, value) for name, value in request.headers.raw if name.lower() not in UNSENT]
-    if chunked:
+    stream = request.stream
+    size = sum(map(len, stream)) if isinstance(stream, httpx.ByteStream) else _declared(request)
+    if size is None:
         lines.append(b"transfer-encoding: chunked")
-    elif length or request.method not in ("GET", "HEAD", "DELETE"):
-        lines.append(b"content-length: %d" % (length or 0))
+    elif size or request.method not in ("GET", "HEAD", "DELETE"):
+        lines.append(b"content-length: %d" % size)
     head = b"\r\n".join(lines)
     if head.count(b"\n") != len(lines) - 1 or head.count(b"\r") != len(lines) - 1:
         raise httpx.LocalProtocolError("a header holds a line break")

@@ -183,7 +183,7 @@ def _base(text: str) -> httpx.URL:
         url = httpx.URL(text.rstrip("/"))
     except httpx.InvalidURL as error:
         raise ConfigError(f"{text!r} is not a URL: {error}") from error
-    if url.scheme not in ("http", "https") or not url.host:
+    if url.scheme not in ("http", "https") or not url.host or not 0 < (url.port or 80) < 65536:
         raise ConfigError(f"{text!r} is not the URL of an HTTP server: http://host:port is wanted")
     return url
 
