@@ -1,0 +1,111 @@
+"""One backend of a pool: the models it was last seen with, and whether it answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection
+
+from velollm.backend import Backend
+from velollm.errors import BackendTimeout, BackendUnreachable, VeloError
+from velollm.messages import ModelInfo
+
+__all__ = ["Member", "same_model"]
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two names mean one model: Ollama's `:latest` may be left out."""
+    return one == other or one.removesuffix(":latest") == other.removesuffix(":latest")
+
+
+class Member:
+    """A backend with its list of models, which is asked for at most every `fresh` seconds.
+
+    `only` are the models that may be asked of it (all, when empty). `seconds` is the patience with a list.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        only: Collection[str] = (),
+        fresh: float,
+        seconds: float,
+        clock: Callable[[], float],
+        on_health: Callable[[str, bool], None],
+    ) -> None:
+        self.backend = backend
+        self.only = frozenset(only)
+        self.listed: list[ModelInfo] = []  # the last list that came, even when it is old
+        self.error: VeloError | None = None  # why the last question failed
+        self._fresh = fresh
+        self._seconds = seconds
+        self._clock = clock
+        self._asked: float | None = None
+        self._asking: asyncio.Task[None] | None = None
+        self._on_health = on_health
+
+    @property
+    def name(self) -> str:
+        """The name of the backend."""
+        return self.backend.name
+
+    def find(self, model: str) -> str | None:
+        """The name by which the backend knows `model`; None when it was not seen with it."""
+        for info in self.listed:
+            if info.id == model:
+                return info.id
+        return next((info.id for info in self.listed if same_model(info.id, model)), None)
+
+    def note(self, error: VeloError | None) -> None:
+        """What became of a request: down when the backend could not be reached."""
+        self.error = error
+        self._on_health(self.name, error is None)
+
+    async def refresh(self, *, fresh: float | None = None) -> None:
+        """Have a list that is no older than `fresh` seconds. What goes wrong is kept in `error`, never raised."""
+        asking = self.refresh_soon(fresh=fresh)
+        if asking is not None:
+            await asyncio.shield(asking)
+
+    def refresh_soon(self, *, fresh: float | None = None) -> asyncio.Task[None] | None:
+        """The same in the background: the question that is on its way, or None when the list is fresh enough."""
+        fresh = self._fresh if fresh is None else fresh
+        if self._asked is not None and self._clock() - self._asked < fresh:
+            return None
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._list())
+        return self._asking
+
+    async def _list(self) -> None:
+        try:
+            async with asyncio.timeout(self._seconds):
+                models = await self.backend.models()
+        except TimeoutError:
+            self.note(BackendTimeout(f"{self.name} did not list its models in time", backend=self.name))
+        except VeloError as error:
+            self.note(error)
+        else:
+            allowed = self.only
+            self.listed = [m for m in models if not allowed or any(same_model(m.id, name) for name in allowed)]
+            self.note(None)
+        self._asked = self._clock()
+
+    async def check(self) -> None:
+        """Ask whether it answers; raises a `VeloError` when it does not."""
+        try:
+            async with asyncio.timeout(self._seconds):
+                await self.backend.ready()
+        except TimeoutError:
+            self.note(BackendUnreachable(f"{self.name} did not answer in time", backend=self.name, retry_after=2))
+        except VeloError as error:
+            self.note(error)
+        else:
+            self.note(None)
+        if self.error is not None:
+            raise self.error
+
+    async def aclose(self) -> None:
+        """Close the backend."""
+        if self._asking is not None:
+            self._asking.cancel()
+        await self.backend.aclose()
