@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter, process_time
+from typing import cast
 
 import aiohttp
 import httpx
@@ -108,7 +109,44 @@ async def upstream(base: str) -> AsyncIterator[Exchange]:
     await engine.aclose()
 
 
+class Bare(asyncio.Protocol):
+    """No HTTP at all: writes a request, counts bytes until the answer ends as it is known to."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.done: asyncio.Future[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        self.size += len(data)
+        if data.endswith((b"}", b"0\r\n\r\n")) and self.done is not None:
+            self.done.set_result(None)
+
+
+@asynccontextmanager
+async def bare(base: str) -> AsyncIterator[Exchange]:
+    idle: list[Bare] = []
+    loop = asyncio.get_running_loop()
+    port = int(base.rpartition(":")[2])
+    head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n".encode()
+
+    async def exchange(body: bytes) -> int:
+        peer = idle.pop() if idle else (await loop.create_connection(Bare, "127.0.0.1", port))[1]
+        peer.size, peer.done = 0, loop.create_future()
+        peer.transport.write(head % len(body) + body)
+        await peer.done
+        idle.append(peer)
+        return peer.size
+
+    yield exchange
+    for peer in idle:
+        peer.transport.close()
+
+
 CLIENTS = {
+    "bare sockets (the floor)": bare,
     "httpx.AsyncClient": httpx_client,
     "httpx-aiohttp's transport": httpx_aiohttp,
     "aiohttp": plain_aiohttp,

@@ -45,7 +45,7 @@ def outcome(*pieces: bytes, end: bool = False, method: str = "GET") -> tuple[int
     async def play() -> tuple[int, bytes, bool, str | None]:
         connection = Connection()
         connection.connection_made(Wire())
-        connection.begin(Patience(10, 10), is_head=method == "HEAD")
+        connection.begin(Patience(1, 10, 10), is_head=method == "HEAD")
         connection.sent()
         for piece in pieces:
             connection.data_received(piece)
@@ -197,7 +197,7 @@ def test_noise_never_escapes_as_anything_but_an_httpx_error(data: bytes, after: 
 async def test_a_slow_reader_stops_the_sender() -> None:
     connection, wire = Connection(), Wire()
     connection.connection_made(wire)
-    connection.begin(Patience(10, 10))
+    connection.begin(Patience(1, 10, 10))
     connection.data_received(head(b"content-length: 10000000") + b"x" * 100_000)
     assert wire.reading
     connection.data_received(b"x" * 200_000)
@@ -211,7 +211,7 @@ async def test_a_slow_reader_stops_the_sender() -> None:
 async def test_an_upload_waits_for_the_other_side_but_not_for_ever() -> None:
     connection = Connection()
     connection.connection_made(Wire())
-    connection.begin(Patience(10, 0.02))
+    connection.begin(Patience(1, 10, 0.02))
     connection.pause_writing()
     drained = asyncio.ensure_future(connection.drain())
     await asyncio.sleep(0)
@@ -227,7 +227,7 @@ async def test_an_upload_waits_for_the_other_side_but_not_for_ever() -> None:
 async def test_the_first_byte_has_its_own_patience() -> None:
     connection = Connection()
     connection.connection_made(Wire())
-    connection.begin(Patience(0.05, 0.01))
+    connection.begin(Patience(1, 0.05, 0.01))
     connection.sent()
     connection.data_received(head(b"content-length: 5"))  # servers send heads before they have read the prompt
     loop = asyncio.get_running_loop()
@@ -238,7 +238,7 @@ async def test_the_first_byte_has_its_own_patience() -> None:
 
     connection = Connection()
     connection.connection_made(Wire())
-    connection.begin(Patience(10, 0.03))
+    connection.begin(Patience(1, 10, 0.03))
     connection.sent()
     connection.data_received(head(b"content-length: 5") + b"h")
     assert await connection.read() == b"h"

@@ -13,19 +13,21 @@ from velollm.backend import Limits
 __all__ = ["ForeignBody", "ask"]
 
 
-async def ask(transport: httpx.AsyncBaseTransport, request: httpx.Request, limits: Limits) -> httpx.Response:
+async def ask(transport: httpx.AsyncBaseTransport, request: httpx.Request, limits: Limits) -> ForeignBody:
     """Exchange heads; raises `httpx.ReadTimeout` when that takes longer than connecting and the first byte may."""
     try:
         async with asyncio.timeout(limits.connect + limits.first_byte):
-            return await transport.handle_async_request(request)
+            return ForeignBody(await transport.handle_async_request(request), limits)
     except TimeoutError:
         raise httpx.ReadTimeout(f"no first byte within {limits.first_byte:g} seconds") from None
 
 
 class ForeignBody:
-    """Reads a body with patience: `first_byte` for its first piece, `idle` for every other."""
+    """One answer, whose body is read with patience: `first_byte` for its first piece, `idle` for every other."""
 
     def __init__(self, response: httpx.Response, limits: Limits) -> None:
+        self.status = response.status_code
+        self.headers = [(name.lower(), value) for name, value in response.headers.raw]
         self._stream = cast("httpx.AsyncByteStream", response.stream)
         self._pieces: AsyncIterator[bytes] | None = None
         self._limits = limits

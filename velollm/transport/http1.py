@@ -31,11 +31,12 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class Patience:
-    """Seconds to wait for the first byte of an answer, and between bytes."""
+    """Seconds to wait for a connection, for the first byte of an answer, and between bytes."""
 
-    __slots__ = ("first_byte", "idle")
+    __slots__ = ("connect", "first_byte", "idle")
 
-    def __init__(self, first_byte: float, idle: float) -> None:
+    def __init__(self, connect: float, first_byte: float, idle: float) -> None:
+        self.connect = connect
         self.first_byte = first_byte
         self.idle = idle
 
@@ -52,15 +53,15 @@ class Connection(asyncio.Protocol):
         self._deadline = NEVER
         self._awaited = ""
         self._timer: asyncio.TimerHandle | None = None
-        self._patience = Patience(0, 0)
+        self._patience = Patience(0, 0, 0)
         self._writable: asyncio.Future[None] | None = None  # while the other side does not take what is written
         self._waiter: asyncio.Future[None] | None = None
         self._pieces: deque[bytes] = deque()
         self._busy = False
+        self._parser = httptools.HttpResponseParser(self)  # used again only after answers that it found good
         self._reset(is_head=False)
 
     def _reset(self, *, is_head: bool) -> None:
-        self._parser = httptools.HttpResponseParser(self)
         self._is_head = is_head
         self.status = 0
         self.headers: Headers = []

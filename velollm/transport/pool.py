@@ -13,9 +13,10 @@ from typing import TypeAlias, cast
 
 import httpx
 
+from velollm.transport.head import framing, header_lines, request_line
 from velollm.transport.http1 import Connection, Patience
 
-__all__ = ["PooledBody", "PooledTransport"]
+__all__ = ["Origin", "PooledBody", "PooledTransport", "origin_of"]
 
 Origin: TypeAlias = tuple[str, str, int]
 
@@ -24,7 +25,6 @@ MAX_IDLE_SECONDS = 30.0
 # After the reader has all it wants, the rest of a body may still come: so much of it is awaited to keep the connection.
 LINGER_SECONDS = 0.5
 LINGER_BYTES = 64 * 1024
-UNSENT = frozenset({b"content-length", b"transfer-encoding", b"connection"})  # these are the transport's own to say
 
 
 class PooledTransport(httpx.AsyncBaseTransport):
@@ -41,22 +41,45 @@ class PooledTransport(httpx.AsyncBaseTransport):
         self._closed = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        self._closed = False
-        url = request.url
-        origin = (url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80))
+        method, url, stream = request.method, request.url, request.stream
         timeout = request.extensions.get("timeout") or {}
         idle = timeout.get("read") or 60.0
-        patience = Patience(timeout.get("first_byte") or idle, idle)
-        head = _head(request)
+        patience = Patience(timeout.get("connect") or 5.0, timeout.get("first_byte") or idle, idle)
+        head = request_line(method, url.raw_path) + header_lines(request.headers.raw)
+        if isinstance(stream, httpx.ByteStream):
+            body = await self.exchange(origin_of(url), method, head, b"".join(stream), patience)
+        else:
+            length = request.headers.get("content-length", "")
+            size = int(length) if length.isdigit() and len(length) < 19 else None
+            pieces = cast("AsyncIterable[bytes]", stream)
+            body = await self.exchange(origin_of(url), method, head, pieces, patience, size=size)
+        return httpx.Response(body.status, headers=body.headers, stream=body)
+
+    async def exchange(
+        self,
+        origin: Origin,
+        method: str,
+        head: bytes,
+        body: bytes | AsyncIterable[bytes],
+        patience: Patience,
+        *,
+        size: int | None = None,
+    ) -> PooledBody:
+        """What `handle_async_request` does, without httpx's values; `head` lacks the framing and the blank line.
+
+        `size` is the length of a body that comes in pieces, if it is known.
+        """
+        self._closed = False
+        message = Outgoing(method, head, body, size)
         kept = self._take(origin)
         if kept is not None:
             try:
-                return await self._exchange(kept, request, head, patience, origin)
+                return await self._exchange(kept, message, patience, origin)
             except (httpx.ReadError, httpx.RemoteProtocolError):
-                if kept.received or not isinstance(request.stream, httpx.ByteStream):
+                if kept.received or not isinstance(body, bytes):
                     raise
-        fresh = await self._connect(origin, timeout.get("connect") or 5.0)
-        return await self._exchange(fresh, request, head, patience, origin)
+        fresh = await self._connect(origin, patience.connect)
+        return await self._exchange(fresh, message, patience, origin)
 
     def _take(self, origin: Origin) -> Connection | None:
         kept = self._idle.get(origin)
@@ -102,17 +125,21 @@ class PooledTransport(httpx.AsyncBaseTransport):
         return self._tls
 
     async def _exchange(
-        self, connection: Connection, request: httpx.Request, head: bytes, patience: Patience, origin: Origin
-    ) -> httpx.Response:
-        connection.begin(patience, is_head=request.method == "HEAD")
+        self, connection: Connection, message: Outgoing, patience: Patience, origin: Origin
+    ) -> PooledBody:
+        connection.begin(patience, is_head=message.method == "HEAD")
         try:
-            await _send(connection, request, head)
+            if isinstance(message.body, bytes):
+                connection.write(message.head + message.body)
+            else:
+                connection.write(message.head)
+                await _upload(connection, message.body, message.size)
+            connection.sent()
             await connection.wait_for_head()
         except BaseException:
             connection.close()
             raise
-        body = PooledBody(self, connection, origin)
-        return httpx.Response(connection.status, headers=connection.headers, stream=body)
+        return PooledBody(self, connection, origin)
 
     def linger(self, origin: Origin, connection: Connection) -> None:
         """Let an unfinished body come to its end in the background, for a moment, so that the connection is kept."""
@@ -142,10 +169,26 @@ class PooledTransport(httpx.AsyncBaseTransport):
         self._idle.clear()
 
 
+class Outgoing:
+    """A request, ready to be written, perhaps twice."""
+
+    __slots__ = ("body", "head", "method", "size")
+
+    def __init__(self, method: str, head: bytes, body: bytes | AsyncIterable[bytes], size: int | None) -> None:
+        self.method = method
+        self.body = body
+        self.size = len(body) if isinstance(body, bytes) else size
+        self.head = head + framing(method, self.size)
+
+
 class PooledBody(httpx.AsyncByteStream):
-    """The body of one answer. `aclose` gives the connection back when it was read whole, and drops it otherwise."""
+    """One answer, its body unread. `aclose` gives the connection back when it was read whole, else drops it."""
+
+    __slots__ = ("_connection", "_origin", "_pool", "headers", "read", "status")
 
     def __init__(self, pool: PooledTransport, connection: Connection, origin: Origin) -> None:
+        self.status = connection.status
+        self.headers = connection.headers  # lower-case names
         self._pool = pool
         self._connection: Connection | None = connection
         self._origin = origin
@@ -183,18 +226,13 @@ async def _closed() -> bytes:
     raise httpx.ReadError("the answer was closed before it was read")
 
 
+def origin_of(url: httpx.URL) -> Origin:
+    """What connections are kept by: scheme, host and port."""
+    return (url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80))
+
+
 def _expired(connection: Connection) -> bool:
     return asyncio.get_running_loop().time() - connection.idle_since > MAX_IDLE_SECONDS
-
-
-async def _send(connection: Connection, request: httpx.Request, head: bytes) -> None:
-    stream = request.stream
-    if isinstance(stream, httpx.ByteStream):
-        connection.write(head + b"".join(stream))
-    else:
-        connection.write(head)
-        await _upload(connection, cast("AsyncIterable[bytes]", stream), _declared(request))
-    connection.sent()
 
 
 async def _upload(connection: Connection, pieces: AsyncIterable[bytes], size: int | None) -> None:
@@ -212,25 +250,3 @@ async def _upload(connection: Connection, pieces: AsyncIterable[bytes], size: in
         connection.write(b"0\r\n\r\n")
     elif left:
         raise httpx.LocalProtocolError(f"a body of {size} bytes was announced, {size - left} came")
-
-
-def _declared(request: httpx.Request) -> int | None:
-    """The length of a body that comes in pieces, when it is known."""
-    length = request.headers.get("content-length", "")
-    return int(length) if length.isdigit() and len(length) < 19 else None
-
-
-def _head(request: httpx.Request) -> bytes:
-    """The request line and headers, framing included. Raises `httpx.LocalProtocolError` on a line break in them."""
-    lines = [b"%b %b HTTP/1.1" % (request.method.encode(), request.url.raw_path)]
-    lines += [b"%b: %b" % (name, value) for name, value in request.headers.raw if name.lower() not in UNSENT]
-    stream = request.stream
-    size = sum(map(len, stream)) if isinstance(stream, httpx.ByteStream) else _declared(request)
-    if size is None:
-        lines.append(b"transfer-encoding: chunked")
-    elif size or request.method not in ("GET", "HEAD", "DELETE"):
-        lines.append(b"content-length: %d" % size)
-    head = b"\r\n".join(lines)
-    if head.count(b"\n") != len(lines) - 1 or head.count(b"\r") != len(lines) - 1:
-        raise httpx.LocalProtocolError("a header holds a line break")
-    return head + b"\r\n\r\n"

@@ -32,10 +32,10 @@ class UpstreamResponse:
 
     __slots__ = ("_body", "_limit", "headers", "name", "status")
 
-    def __init__(self, name: str, response: httpx.Response, body: PooledBody | ForeignBody, limit: int) -> None:
+    def __init__(self, name: str, body: PooledBody | ForeignBody, limit: int) -> None:
         self.name = name
-        self.status = response.status_code
-        self.headers = [(key.lower(), value) for key, value in response.headers.raw]
+        self.status = body.status
+        self.headers = body.headers
         self._body = body
         self._limit = limit
 

@@ -14,7 +14,9 @@ from velollm.backend import HttpRequest, HttpResponse, Limits
 from velollm.errors import ConfigError, RequestError
 from velollm.transport.failures import explain
 from velollm.transport.foreign import ForeignBody, ask
-from velollm.transport.pool import PooledBody, PooledTransport
+from velollm.transport.head import header_lines, request_line
+from velollm.transport.http1 import Patience
+from velollm.transport.pool import PooledBody, PooledTransport, origin_of
 from velollm.transport.response import UpstreamResponse
 
 __all__ = ["Upstream"]
@@ -36,7 +38,7 @@ HOP_BY_HOP = frozenset(
     }
 )
 JSON_HEADERS: Headers = [(b"content-type", b"application/json"), (b"accept", b"*/*")]
-MAX_URLS = 64
+MAX_HEADS = 64
 ENDLESS = 1 << 62
 
 
@@ -61,17 +63,16 @@ class Upstream:
         self.name = name
         self.limits = limits
         self._transport = transport or PooledTransport()
-        self._pooled = isinstance(self._transport, PooledTransport)
+        self._pool = self._transport if isinstance(self._transport, PooledTransport) else None
+        self._origin = origin_of(url)
         self._prefix = url.raw_path.rstrip(b"/")
-        self._urls: dict[str, httpx.URL] = {}
         self._headers: Headers = [(b"host", url.netloc), (b"accept-encoding", b"identity")]
         if url.userinfo:
             credentials = b64encode(f"{url.username}:{url.password}".encode())
             self._headers.append((b"authorization", b"Basic " + credentials))
         self._headers += [(key.lower().encode("latin-1"), value.encode("latin-1")) for key, value in headers.items()]
-        silence = limits.idle if self._pooled else max(limits.idle, limits.first_byte)
-        timeout = {"connect": limits.connect, "read": silence, "write": limits.idle, "pool": limits.connect}
-        self._extensions = {"timeout": {**timeout, "first_byte": limits.first_byte}}
+        self._patience = Patience(limits.connect, limits.first_byte, limits.idle)
+        self._heads: dict[tuple[str, str], bytes] = {}  # of the paths that are asked for again and again
 
     async def send(
         self,
@@ -87,19 +88,36 @@ class Upstream:
         `limit` bounds the body of the answer, in bytes, in place of `limits.max_response`. Raises
         `BackendUnreachable`, `BackendTimeout` or `BackendProtocolError`.
         """
+        body: PooledBody | ForeignBody
         try:
-            request = self._request(method, path, content, headers)
-            if self._pooled:
-                response = await self._transport.handle_async_request(request)
+            if self._pool is not None:
+                size = None
+                if not (content is None or isinstance(content, bytes)):
+                    headers = list(headers)
+                    size = _declared(headers)
+                head = self._head(method, path) + header_lines(headers)
+                pool, patience = self._pool, self._patience
+                body = await pool.exchange(self._origin, method, head, content or b"", patience, size=size)
             else:
-                response = await ask(self._transport, request, self.limits)
+                body = await ask(self._transport, self._request(method, path, content, headers), self.limits)
         except httpx.HTTPError as error:
             raise explain(self.name, error) from error
         except httpx.InvalidURL as error:
             raise RequestError(f"the path cannot be passed on to {self.name}: {error}") from error
-        stream = response.stream
-        body = stream if isinstance(stream, PooledBody) else ForeignBody(response, self.limits)
-        return UpstreamResponse(self.name, response, body, self.limits.max_response if limit is None else limit)
+        return UpstreamResponse(self.name, body, self.limits.max_response if limit is None else limit)
+
+    def _head(self, method: str, path: str) -> bytes:
+        """The part of the head that all requests to `path` share."""
+        head = self._heads.get((method, path))
+        if head is None:
+            head = request_line(method, self._url(path).raw_path) + header_lines(self._headers)
+            if len(self._heads) >= MAX_HEADS:
+                self._heads.clear()
+            self._heads[method, path] = head
+        return head
+
+    def _url(self, path: str) -> httpx.URL:
+        return self.base_url.copy_with(raw_path=self._prefix + path.encode())
 
     def _request(
         self,
@@ -108,6 +126,7 @@ class Upstream:
         content: bytes | AsyncIterable[bytes] | None,
         headers: Iterable[tuple[bytes, bytes]],
     ) -> httpx.Request:
+        """For transports other than the pooled one."""
         sent = [*self._headers, *headers]
         stream: httpx.AsyncByteStream
         if content is None or isinstance(content, bytes):
@@ -116,18 +135,11 @@ class Upstream:
                 sent.append((b"content-length", b"%d" % len(content)))
         else:
             stream = _Pieces(content)
-            if not self._pooled and not any(name == b"content-length" for name, _ in sent):
+            if _declared(sent) is None:
                 sent.append((b"transfer-encoding", b"chunked"))
-        return httpx.Request(method, self._url(path), headers=sent, stream=stream, extensions=self._extensions)
-
-    def _url(self, path: str) -> httpx.URL:
-        url = self._urls.get(path)
-        if url is None:
-            url = self.base_url.copy_with(raw_path=self._prefix + path.encode())
-            if len(self._urls) >= MAX_URLS:
-                self._urls.clear()
-            self._urls[path] = url
-        return url
+        silence = max(self.limits.idle, self.limits.first_byte)
+        patience = {"connect": self.limits.connect, "read": silence, "write": silence, "pool": self.limits.connect}
+        return httpx.Request(method, self._url(path), headers=sent, stream=stream, extensions={"timeout": patience})
 
     async def post_json(
         self, path: str, payload: Any, *, headers: Iterable[tuple[bytes, bytes]] = ()
@@ -176,6 +188,14 @@ class _Pieces(httpx.AsyncByteStream):
     async def __aiter__(self) -> AsyncGenerator[bytes, None]:
         async for piece in self._source:
             yield piece
+
+
+def _declared(headers: Iterable[tuple[bytes, bytes]]) -> int | None:
+    """The length that the headers announce, if it is one."""
+    for name, value in headers:
+        if name == b"content-length" and value.isdigit() and len(value) < 19:
+            return int(value)
+    return None
 
 
 def _base(text: str) -> httpx.URL:
