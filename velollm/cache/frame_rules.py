@@ -12,6 +12,7 @@ import re
 
 __all__ = ["FRAMES", "REWRITES"]
 
+_ASK = "(?:explain|write|list|show|describe|define|summarize|translate|generate|compose|draft|name|suggest|recommend)"
 _BE = "(?:is|are|was|were)"
 _I = "(?:i|you|we|one|someone|somebody|anyone|people|they)"
 _DET = "(?:the |a |an |some |any )?"
@@ -51,10 +52,16 @@ def _rules(*pairs: tuple[str, str]) -> tuple[tuple[re.Pattern[str], str], ...]:
 
 REWRITES = _rules(
     # embedded questions, left over when "can you tell me" came off
-    (rf"^(what|who|where|when|how \w+) ((?:(?!{_BE}\b)\S+ ){{1,8}})({_BE})$", r"\1 \3 \2"),
-    (r"^tell me (?=(?:the|my|your) )", "what is "),
+    (r"^(?:tell me|let me know) (?=(?:the|my|your) )", "what is "),
+    (rf"^((?:{_ASK}|create|make|build|find) .+) (?:for|to) (?:me|us)$", r"\1"),
+    (r"^(?:each|every) (day|night|week|month|year|hour|meal|person)\b", r"per \1"),
+    (r" (?:each|every) (day|night|week|month|year|hour|meal|person)$", r" per \1"),
+    (r"^when (is|are) (?=the best time)", r"what \1 "),
+    (r"^is it possible (?:for me )?to ", "can i "),
+    (r"^(at|in|on|to|from|for|with) (?:what|which) (?!year |date |day )(.+)$", r"what \2 \1"),
     (r"^explain (?:to me )?(?=(?:why|how|what|when|where|who) )", ""),
     (r"^(?:describe|show me|teach me|tell me|walk me through|demonstrate|illustrate)(?: to me)? (?=(?:how|why) )", ""),
+    (rf"^(what|who|where|when|how \w+) ((?:(?!{_BE}\b)\S+ ){{1,8}})({_BE})$", r"\1 \3 \2"),
     (r"^what (?=(?:\S+ ){1,3}(?:does|means?)$)(.+?) (does|means?)$", r"what does \1 \2"),
     (r"^what does (.+) does$", r"what does \1 do"),
     (r"^what does (.+) means?$", r"what does \1 mean"),
@@ -76,6 +83,15 @@ REWRITES = _rules(
     # reasons
     (r"^(?:what (?:is|are)|explain|give me|tell me) the reasons? (?:(?:that|why|for which) )?(?=(?:(?:the|a|my|our) )?\S+ )(?!for |of |to |behind )", "why "),
     (r"^how come ", "why "),
+    (r"^what makes ", "why "),
+    (r"^what (?:is|are) the (?:main )?causes? of ", "what causes "),
+    (r"^what (\w+) (?:is|are) (used|spoken|needed|required|made|eaten|grown) (in|by|for|at|on) ", r"what is the \1 \2 \3 "),
+    (r"^what languages? (?:do|does) (?:they|people) (?:speak|use) in ", "what is the language spoken in "),
+    (r"^what (ingredients?|\w+s) are (?:there )?(in|on|of) ", r"what are the \1 \2 "),
+    (r"\b(ingredients?) (?:of|for) ", r"\1 in "),
+    (r"^how (?:is|are) (.+) formed$", r"how do \1 form"),
+    (r"^how long (?:do|does|can) (.+?) live(?: for)?(?: on average)?$", r"what is the lifespan of \1"),
+    (r"^what is the (?:average |typical )?(?:lifespan|life span|life expectancy) of ", "what is the lifespan of "),
     (r"^for what reasons? ", "why "),
     # measures
     *((rf"^how (?:{adjectives}) (is|are|was) (?!it\b|i\b)(.+)$", rf"what \1 the {noun} of \2") for adjectives, noun in _MEASURES.items()),
@@ -87,8 +103,9 @@ REWRITES = _rules(
     (r"^what (is|are) the costs? of (.+)$", r"what \1 the price of \2"),
     (r"^how many people (?:live|are there|are|reside) in (.+)$", r"what is the population of \1"),
     (r"^what is the number of (.+?) (in|on) (.+)$", r"how many \1 are \2 \3"),
+    (r"^what is the number of (.+)$", r"how many \1"),
     # makers
-    *((rf"^who (?:is|was) the (?:{nouns}) of (.+)$", rf"who {verb} \1") for nouns, verb in _AGENTS.items()),
+    *((rf"^(?:who (?:is|was)|name|identify) the (?:{nouns}) of (.+)$", rf"who {verb} \1") for nouns, verb in _AGENTS.items()),
     (r"^(?:by whom|who) was (.+) (written|painted|composed|invented|discovered|founded|directed|designed)(?: by)?$", r"who \2 \1"),
     (r"^who written ", "who wrote "),
     (r"^how (?:do|does) (?:they|people|manufacturers) (?:make|produce) (.+)$", r"how is \1 made"),
@@ -146,14 +163,14 @@ FRAMES = _frames(
     (r"^why (?P<rest>.+)$", "WHY"),
     (rf"^how (?P<aux>do|does|did|is|are|was|were|can|could|will|would|should){_NEG} (?P<rest>.+)$", "HOW"),
     (r"^how many (?P<rest>.+)$", "COUNT"),
-    (r"^how (?P<lead>much|long|often|far|soon|well|late|early|common|accurate|safe|hard|difficult|easy|important|true|likely|good|bad|strong) (?P<rest>.+)$", "HOWMUCH"),
+    (r"^how (?P<lead>much|long|often|frequently|far|soon|well|late|early|common|accurate|safe|hard|difficult|easy|important|true|likely|good|bad|strong) (?P<rest>.+)$", "HOWMUCH"),
     (r"^how (?P<rest>.+)$", "HOW"),
     # lists
     (r"^(?:tips|ideas|advice|suggestions) (?P<rest>(?:for|on|about) .+)$", "TIPS"),
     (rf"^(?:{_GIVE} |what are |suggest |share )?(?:some |a few |your )?(?:good |useful )?(?:tips|advice|pieces of advice) (?P<rest>(?:for|on|about) .+)$", "TIPS"),
     (rf"^{_GIVE} (?:a |the )?(?:full |complete )?list of (?P<rest>.+)$", "LIST"),
     (r"^(?:list|enumerate|make a list of|create a list of|write a list of|list out) (?P<rest>.+)$", "LIST"),
-    (r"^name (?P<rest>(?:the|all the) .+)$", "LIST WHAT"),
+    (r"^(?:name|identify|state|specify) (?P<rest>(?:the|all the) .+)$", "LIST WHAT"),
     (r"^name (?P<rest>.+)$", "LIST NAME"),
     # what
     (r"^what year (?P<aux>did|was|were) (?P<rest>.+)$", "YEAR"),
@@ -174,12 +191,13 @@ FRAMES = _frames(
     (rf"^where {_AUX}{_NEG} (?:i |you |we |one )?(?P<rest>.+)$", "WHERE"),
     (r"^where (?P<rest>.+)$", "WHERE"),
     (rf"^when {_AUX}{_NEG} (?P<rest>.+)$", "WHEN"),
-    (r"^when (?P<rest>.+)$", "WHEN"),
+    (r"^when (?P<rest>.+)$", "WHEN YEAR"),
     (r"^(?:if|whether) (?P<rest>.+)$", "YESNO"),
     (rf"^{_AUX}{_NEG} (?P<rest>.+)$", "YESNO"),
     # requests
     (r"^(?:give|provide|offer|share|tell)(?: (?:me|us))?(?: with)? (?P<rest>(?:an?|the|one|some) (?:\S+ )?(?:example|list|definition|synonym|antonym|way|tip|idea|fact|reason|summary|overview) .+)$", "GIVE WHAT"),
     (r"^(?:give|provide|offer|share|tell|i need|i want|i would like|think of|come up with)(?: (?:me|us))?(?: with)? (?P<rest>(?:some|\d+) .+)$", "GIVE LIST"),
+    (r"^(?:give|provide|tell)(?: (?:me|us))?(?: with)? (?P<rest>the .+)$", "GIVE WHAT"),
     (r"^(?:give|provide|offer|share|tell|i need|i want|i would like)(?: (?:me|us))?(?: with)? (?P<rest>.+)$", "GIVE"),
     (r"^(?:write|compose|draft)(?: (?:me|us))? (?P<rest>.+)$", "WRITE"),
     (r"^(?:suggest|recommend)(?: (?:me|us))? (?P<rest>.+)$", "SUGGEST"),

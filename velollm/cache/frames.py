@@ -14,7 +14,7 @@ from .canonical import Canonical
 from .frame_rules import FRAMES, REWRITES
 from .lexicon import ARTICLES, CONTAINERS, PLATFORMS, PREPOSITIONS
 from .tokens import is_verbatim
-from .words import stem, synonyms
+from .words import base_of_gerund, base_of_past, stem, synonyms
 
 __all__ = ["Form", "parse"]
 
@@ -32,6 +32,11 @@ _MODALS = {
 _POSSESSED = frozenset(["my", "your", "our", "his", "her", "their", "this", "that", "these", "those"])
 _HOWTO_DROPS = frozenset(["my", "your", "our", "own"])
 _PREPARING = frozenset(["make", "prepare", "cook"])
+_ANYONE = frozenset("you we one".split())
+_SPEAKS_OF_WORDS = frozenset(
+    "word words synonym synonyms antonym antonyms spell spelling spelled pronounce pronunciation rhyme rhymes etymology plural"
+    " singular translate translation say phrase idiom tense conjugate verb noun adjective syllables letter letters".split()
+)
 _EVERYONE = frozenset(["we", "people", "humans", "one"])
 _MEDIUMS = frozenset(["in", "on", "with", "using", "via", "within", "inside", "through", "by"])
 _FRONT = frozenset(
@@ -53,7 +58,9 @@ _FRONT = frozenset(
         "throughout",
     ]
 )
+_SUBORDINATE = frozenset("when if while to".split())
 _CLAUSE_START = re.compile(r"(?:what|which|who|when|where|why|how)\b")
+_QUESTION_START = re.compile(r"(?:what|which|who|when|where|why|how|is|are|can|could|should|do|does|did|will|would)\b")
 _NOT_BREAKERS = frozenset(
     [
         "to",
@@ -105,6 +112,9 @@ def parse(canonical: Canonical) -> Form | None:
 def _unfront(sentence: str) -> str:
     """`In Excel, how do I ...` → `how do I ... in Excel`. `Python: how ...` arrives as a payload and is left alone."""
     first, _, rest = sentence.partition(" ")
+    if first in _SUBORDINATE:
+        front, _, main = sentence.partition(" , ")
+        return f"{main} {front}" if _QUESTION_START.match(main) else sentence
     if first in _FRONT:
         front, comma, main = sentence.partition(" , ")
         if comma and len(front.split()) <= 8:
@@ -150,16 +160,33 @@ def _body(intents: frozenset[str], moods: set[str], rest: str, canonical: Canoni
         else:
             plain.append(word)
     _drop_recipient(plain, intents)
+    _untense(plain, moods, intents)
+    if howto and plain and (base := base_of_gerund(plain[0])) is not None:
+        plain[0] = base
+    if intents & {"HOWMUCH", "COUNT", "YESNO"} and moods & {"can", "should", "must"}:
+        plain[:] = ["i" if w in _ANYONE else w for w in plain]
     if howto and len(plain) > 1 and plain[0] in _PREPARING and plain[1] not in PREPOSITIONS:
         plain[0] = "make"
     elif "WHY" in intents and plain and plain[0] in _EVERYONE:
         plain[0] = "people"
     stems = [t if is_verbatim(t) else stem(t) for t in plain]
-    body = _settle(synonyms().unify(stems, canonical.names))
+    if not (intents & {"MEAN", "STANDS"} or _SPEAKS_OF_WORDS.intersection(plain)):
+        stems = synonyms().unify(stems, canonical.names)
+    body = _settle(stems)
     return Form(
         intents=intents, moods=frozenset(moods), body=tuple(body), plain=tuple(plain), articles=tuple(articles),
         preface=preface, payload=canonical.payload,
     )  # fmt: skip
+
+
+def _untense(plain: list[str], moods: set[str], intents: frozenset[str]) -> None:
+    """`when the wall fell` is `when did the wall fall`."""
+    if not moods and intents & {"WHEN", "WHY", "HOW", "WHERE"} and len(plain) > 1:
+        for i in range(1, len(plain)):
+            if (base := base_of_past(plain[i])) is not None:
+                plain[i] = base
+                moods.add("past")
+                return
 
 
 def _inner_not(tokens: list[str], moods: set[str], intents: frozenset[str]) -> list[str]:

@@ -20,7 +20,22 @@ from .words import is_slip, stem
 __all__ = ["Question", "Refusal", "judge", "read"]
 
 _LOOSE_NUMBER = frozenset(
-    ["HOWTO", "RECIPE", "WHAT", "WHY", "HOW", "COUNT", "PURPOSE", "WHERE", "WHO", "EXPLAIN", "MEAN", "TIPS", "WHEN"]
+    [
+        "HOWTO",
+        "RECIPE",
+        "WHAT",
+        "WHATDO",
+        "WHY",
+        "HOW",
+        "COUNT",
+        "PURPOSE",
+        "WHERE",
+        "WHO",
+        "EXPLAIN",
+        "MEAN",
+        "TIPS",
+        "WHEN",
+    ]
 )
 _LOOSE_ARTICLE = frozenset(["HOWTO", "RECIPE", "TIPS"])
 _HEAD_LINKS = ("of", "in", "for", "on")

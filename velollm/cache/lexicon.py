@@ -9,6 +9,7 @@ __all__ = [
     "CONTAINERS",
     "CONTRACTIONS",
     "GERUNDS",
+    "IRREGULAR_PASTS",
     "IRREGULAR_PLURALS",
     "MISSPELLINGS",
     "NEGATIONS",
@@ -267,7 +268,7 @@ PLATFORMS = _set(
     " github gitlab"
     " docker kubernetes terraform ansible jenkins linux ubuntu debian fedora centos arch windows macos mac osx"
     " ios android"
-    " iphone ipad chrome firefox safari edge vim emacs vscode intellij eclipse xcode pycharm jupyter numpy pandas scipy"
+    " iphone ipad chrome firefox safari edge vim emacs vscode intellij eclipse xcode pycharm jupyter numpy pandas panda scipy"
     " pytorch tensorflow keras sklearn matplotlib django flask fastapi rails laravel spring express react vue angular"
     " svelte nextjs node nodejs deno jquery css html latex r c c++ c# f# .net node.js react.js vue.js next.js js ts"
 )
@@ -313,12 +314,23 @@ IRREGULAR_PLURALS = {
     "matrices": "matrix",
     "vertices": "vertex",
 }
+IRREGULAR_PASTS = dict(
+    pair.split(":")
+    for pair in (
+        "fell:fall began:begin became:become broke:break brought:bring built:build bought:buy came:come chose:choose died:die"
+        " drew:draw drove:drive ate:eat found:find flew:fly forgot:forget froze:freeze gave:give went:go grew:grow had:have"
+        " heard:hear held:hold kept:keep knew:know led:lead left:leave lost:lose made:make meant:mean met:meet paid:pay"
+        " ran:run said:say sang:sing sank:sink saw:see sent:send shot:shoot slept:sleep sold:sell spoke:speak spent:spend"
+        " stood:stand stole:steal swam:swim took:take taught:teach told:tell thought:think threw:throw understood:understand"
+        " won:win wore:wear wrote:write lay:lie rose:rise fought:fight felt:feel got:get hid:hide rode:ride shook:shake"
+    ).split()
+)
 NOT_PLURAL = _set(
     "news goods glasses customs means arms physics mathematics economics politics ethics statistics always"
     " perhaps species"
     " series gas bus this thus yes his its us is was as has across besides plus minus less unless versus sometimes"
     " afterwards towards overseas pants jeans scissors clothes lens canvas atlas christmas texas kansas arkansas paris"
-    " athens wales james charles mars venus windows keras pandas express rails jenkins kubernetes redis sometimes"
+    " athens wales james charles mars venus windows keras express rails jenkins kubernetes redis sometimes"
     " diabetes rabies measles mumps chaos cosmos basis axis crisis analysis virus bonus status census corpus"
     " focus campus"
     " genius radius nucleus fungus cactus octopus walrus chorus surplus apparatus bias alias iris tennis"

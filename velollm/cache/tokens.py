@@ -34,6 +34,12 @@ _NAME = re.compile(r"\.?[^\W_]+(?:[./&][^\W_]+)*(?:\+\+|#)?\Z")
 _INITIALS = re.compile(r"(?:[A-Za-z]\.){2,}[A-Za-z]?\Z")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _PAYLOAD = re.compile(r":\s+(?=\S)")
+_PREAMBLE = re.compile(
+    r"(?:(?:hi|hello|hey)(?: there)?[,.! ]*)?(?:(?:so|ok|please|here is|here's|i have|i've got|i got|my|this is)\b[ ,]*)*"
+    r"(?:(?:a|one|another|my|the|just|quick|short|simple|small|little|dumb|silly|stupid) )*"
+    r"(?:questions?(?: (?:for you|is|about [\w ]{1,30}))?"
+    r"|(?:(?:can|could|would) you )?(?:please )?help(?: me)?(?: out)?(?: with this)?)?\Z"
+)
 _WH_IS = frozenset(["what", "who", "where", "when", "why", "how", "that", "it", "there", "here", "he", "she"])
 _CLOSERS = ".,;:!?)…"
 _ENDS = frozenset(".!?;")
@@ -78,14 +84,16 @@ def _split_payload(text: str) -> tuple[str, str]:
     if found is None or text.startswith("`"):
         return text, ""
     head = text[: found.start()]
-    if head.count("`") % 2 or head.count('"') % 2 or _is_preamble(head):
+    if _is_preamble(head):
+        return text[found.end() :], ""
+    if head.count("`") % 2 or head.count('"') % 2:
         return text, ""
     return head, text[found.end() :]
 
 
 def _is_preamble(head: str) -> bool:
-    words = head.lower().split()
-    return len(words) <= 6 and (words[-1:] == ["question"] or words[:1] in (["hi"], ["hello"], ["hey"]))
+    """`I have a question: ...` carries no instruction of its own."""
+    return _PREAMBLE.match(head.lower()) is not None
 
 
 def _casing(text: str) -> tuple[bool, bool]:
@@ -105,6 +113,8 @@ def _plain(text: str, out: list[str], names: set[str], shouted: bool, cased: boo
         core = opening if _INITIALS.match(opening) else opening.rstrip(_CLOSERS)
         if opening.count("(") and "(" in core and core.count("(") != core.count(")"):
             core = core + ")"
+        if not any(c.isalnum() for c in core):
+            core = opening if len(opening) > 1 and any(c not in _CLOSERS for c in opening) else core
         tail = opening[len(core) :]
         if len(opening) < len(raw):
             out.append(",")

@@ -10,9 +10,9 @@ from importlib.resources import files
 
 import attrs
 
-from .lexicon import IRREGULAR_PLURALS, NOT_PLURAL, PLATFORMS
+from .lexicon import IRREGULAR_PASTS, IRREGULAR_PLURALS, NOT_PLURAL, PLATFORMS
 
-__all__ = ["Synonyms", "is_known", "is_slip", "stem", "synonyms"]
+__all__ = ["Synonyms", "base_of_gerund", "base_of_past", "is_known", "is_slip", "stem", "synonyms"]
 
 _PREFIXES = (
     "re",
@@ -113,6 +113,27 @@ def stem(word: str) -> str:
     return word[:-1]
 
 
+def base_of_gerund(word: str) -> str | None:
+    """`changing` → `change`; None for what is not a verb in -ing."""
+    return _base(word, "ing")
+
+
+def base_of_past(word: str) -> str | None:
+    """`invented` → `invent`, `fell` → `fall`; None for what is not a past tense."""
+    return IRREGULAR_PASTS.get(word) or _base(word, "ed")
+
+
+def _base(word: str, ending: str) -> str | None:
+    bare = word.removesuffix(ending)
+    if bare == word or len(bare) < 2 or not re.search("[aeiouy]", bare):
+        return None
+    undoubled = bare[:-1] if len(bare) > 3 and bare[-1] == bare[-2] and bare[-1] not in "sl" else ""
+    for candidate in (undoubled, bare + "e", bare):
+        if len(candidate) > 2 and (len(candidate) == 3 or _listed(candidate)):
+            return candidate
+    return None
+
+
 @attrs.frozen(kw_only=True)
 class Synonyms:
     """Words and phrases by the one word that stands for them all. Keys and values are stems."""
@@ -207,7 +228,13 @@ def is_slip(wrong: str, right: str) -> bool:
     ends = _TELLING_ENDS.search(wrong), _TELLING_ENDS.search(right)
     if ends[0] is not None and ends[1] is not None and ends[0].group() != ends[1].group():
         return False
-    return _edits(wrong, right) <= (2 if len(right) >= _TWO_SLIPS and wrong[0] == right[0] else 1)
+    close = wrong[0] == right[0] and (len(right) >= _TWO_SLIPS or (len(right) >= 6 and _bones(wrong) == _bones(right)))
+    return _edits(wrong, right) <= (2 if close else 1)
+
+
+def _bones(word: str) -> str:
+    """The consonants, doubled ones once: what the ear keeps of a word."""
+    return re.sub(r"(.)\1", r"\1", re.sub("[aeiouy]", "", word))
 
 
 def _edits(a: str, b: str) -> int:
