@@ -64,7 +64,7 @@ class TextFormatter(_Formatter):
         fields = getattr(record, "fields", None)
         if fields is not None:
             text = f"{text} {_pairs(fields)}"
-        if CONTROL.search(text):
+        if not text.isprintable():
             text = CONTROL.sub(_escape, text)
         if record.exc_info:
             text += "\n    " + self.formatException(record.exc_info).replace("\r", "\\r").replace("\n", "\n    ")

@@ -11,6 +11,8 @@ from velollm.messages import ModelInfo
 
 __all__ = ["Member", "same_model"]
 
+CHECK_SECONDS = 2.0
+
 
 def same_model(one: str, other: str) -> bool:
     """Whether two names mean one model: Ollama's `:latest` may be left out."""
@@ -42,6 +44,8 @@ class Member:
         self._clock = clock
         self._asked: float | None = None
         self._asking: asyncio.Task[None] | None = None
+        self._checked: float | None = None
+        self._checking: asyncio.Task[None] | None = None
         self._on_health = on_health
 
     @property
@@ -60,6 +64,13 @@ class Member:
         """What became of a request: down when the backend could not be reached."""
         self.error = error
         self._on_health(self.name, error is None)
+
+    async def start(self) -> None:
+        """Start the backend. What goes wrong is kept in `error`."""
+        try:
+            await self.backend.start()
+        except VeloError as error:
+            self.note(error)
 
     async def refresh(self, *, fresh: float | None = None) -> None:
         """Have a list that is no older than `fresh` seconds. What goes wrong is kept in `error`, never raised."""
@@ -91,9 +102,16 @@ class Member:
         self._asked = self._clock()
 
     async def check(self) -> None:
-        """Ask whether it answers; raises a `VeloError` when it does not."""
+        """Find out whether it answers, at most every two seconds; what is wrong is kept in `error`."""
+        if self._checked is not None and self._clock() - self._checked < CHECK_SECONDS:
+            return
+        if self._checking is None or self._checking.done():
+            self._checking = asyncio.create_task(self._check())
+        await asyncio.shield(self._checking)
+
+    async def _check(self) -> None:
         try:
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout(CHECK_SECONDS):
                 await self.backend.ready()
         except TimeoutError:
             self.note(BackendUnreachable(f"{self.name} did not answer in time", backend=self.name, retry_after=2))
@@ -101,11 +119,11 @@ class Member:
             self.note(error)
         else:
             self.note(None)
-        if self.error is not None:
-            raise self.error
+        self._checked = self._clock()
 
     async def aclose(self) -> None:
         """Close the backend."""
-        if self._asking is not None:
-            self._asking.cancel()
+        for task in (self._asking, self._checking):
+            if task is not None:
+                task.cancel()
         await self.backend.aclose()

@@ -179,7 +179,15 @@ class BackendPool(Backend):
 
     async def ready(self) -> None:
         """Return when one of them answers."""
-        await self._all(lambda member: member.check())
+        errors = await self.check()
+        first = next(iter(errors.values()))
+        if first is not None and all(errors.values()):
+            raise first
+
+    async def check(self) -> dict[str, VeloError | None]:
+        """What is wrong with each backend, by its name; None for those that answer. Known for a moment, then asked."""
+        await asyncio.gather(*(member.check() for member in self.members))
+        return {member.name: member.error for member in self.members}
 
     async def aclose(self) -> None:
         """Close all."""

@@ -1,0 +1,73 @@
+"""The standalone app: the door with all layers, what a server says of itself, and the gate in front.
+
+AccessLog → Gate → VeloLLM (the door) → Observe → ... → BackendPool → engines
+                      └─▶ Service (/health, /metrics, ...)
+
+app = create_app(load_settings(config=Path("velollm.toml")))       # uvicorn, granian, hypercorn: any ASGI server
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from pathlib import Path
+
+from velollm.asgi import Receive, Scope, Send
+from velollm.backend import Backend
+from velollm.config import ServerSettings, Settings
+from velollm.middleware import VeloLLM
+from velollm.observability import Metrics, ObserveLayer
+from velollm.observability.access import AccessLog
+from velollm.routing import BackendPool
+from velollm.server.backends import open_pool
+from velollm.server.gate import OWN_NAMES, Gate
+from velollm.server.keys import KeyRing, read_keys
+from velollm.server.service import Service
+from velollm.stack import build
+
+__all__ = ["ServerApp", "create_app", "is_loopback"]
+
+
+class ServerApp:
+    """An ASGI app with everything in it. `backend` is the whole stack of layers, `pool` its lowest one."""
+
+    def __init__(self, settings: Settings, pool: BackendPool, metrics: Metrics, keys: KeyRing | None) -> None:
+        self.settings = settings
+        self.pool = pool
+        self.metrics = metrics
+        self.backend: Backend = ObserveLayer(build(pool, settings), metrics)
+        service = Service(pool, metrics if settings.observability.metrics else None, discreet=keys is not None)
+        door = VeloLLM(service, backend=self.backend, max_body=settings.server.max_body, forward_unknown=True)
+        gate = Gate(door, hosts=_hosts(settings.server), origins=settings.server.cors_origins, keys=keys)
+        self._app = AccessLog(gate)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+
+def create_app(settings: Settings | None = None, *, environ: Mapping[str, str] | None = None) -> ServerApp:
+    """The app that `settings` describe (without any: the engine that runs on this machine).
+
+    The keys of backends (`api_key_env`) are looked up in `environ`. Raises `ConfigError`.
+    """
+    settings = settings or Settings()
+    metrics = Metrics()
+    keys = read_keys(Path(settings.server.keys).expanduser()) if settings.server.keys else None
+    pool = open_pool(settings, environ=environ, on_health=metrics.set_backend)
+    return ServerApp(settings, pool, metrics, keys)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server that listens on `host`."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _hosts(server: ServerSettings) -> frozenset[str] | None:
+    """The names under which the server may be addressed: on loopback, its own; elsewhere, what is allowed, if any."""
+    allowed = frozenset(server.allowed_hosts)
+    if is_loopback(server.host):
+        return allowed | OWN_NAMES | {server.host}
+    return allowed | OWN_NAMES if allowed else None
