@@ -1,0 +1,111 @@
+"""What is packaged is what lies in the tree: the list in setup.cfg, the content of the wheel, and its bits."""
+
+from __future__ import annotations
+
+import configparser
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import requires
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = {"velollm": "velollm", "contrib": "velollm.contrib", "cuda": "velollm.cuda"}  # folder: installed name
+BUILD = "from setuptools import build_meta; print(build_meta.build_wheel({out!r}))"
+EPOCH = "1750000000"
+GENERATED = shutil.ignore_patterns("__pycache__", "*.pyc", "*.egg-info")
+
+
+def setup_cfg() -> configparser.ConfigParser:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    return config
+
+
+def tree() -> dict[str, Path]:
+    """Every file that belongs into the wheel, by its path there."""
+    return {
+        "/".join((*name.split("."), *path.relative_to(ROOT / folder).parts)): path
+        for folder, name in PACKAGES.items()
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc"
+    }
+
+
+def build(folder: Path, source: Path) -> Path:
+    """The wheel of a copy of the tree."""
+    source.mkdir()
+    for name in PACKAGES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, source / name, ignore=GENERATED, copy_function=shutil.copy)
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    done = subprocess.run(
+        [sys.executable, "-c", BUILD.format(out=str(folder))],
+        cwd=source, env={**os.environ, "SOURCE_DATE_EPOCH": EPOCH}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder / done.stdout.split()[-1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("setuptools", minversion="77")
+    folder = tmp_path_factory.mktemp("wheel")
+    return build(folder, folder / "source")
+
+
+def test_the_list_of_packages_is_the_tree() -> None:
+    listed = setup_cfg()["options"]["packages"].split()
+    found = {path.rpartition("/")[0].replace("/", ".") for path in tree() if path.endswith((".py", ".cu", ".cuh"))}
+    assert set(listed) == found
+    assert len(listed) == len(set(listed))
+
+
+def test_the_wheel_holds_the_tree_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        files = tree()
+        assert names == set(files)
+        for name in names:
+            assert archive.read(name) == files[name].read_bytes(), name
+
+
+def test_the_wheel_starts_nothing_by_itself(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        assert not [name for name in names if name.endswith((".pth", ".so", ".pyd", ".exe")) or ".data/" in name]
+        assert [name for name in names if name.endswith("licenses/LICENSE")]
+        points = next(name for name in names if name.endswith("entry_points.txt"))
+        assert archive.read(points).split() == b"[console_scripts] velollm = velollm.cli:main".split()
+
+
+def test_a_second_build_is_the_same_to_the_bit(wheel: Path, tmp_path: Path) -> None:
+    again = build(tmp_path, tmp_path / "elsewhere")
+    assert again.name == wheel.name
+    assert hashlib.sha256(again.read_bytes()).digest() == hashlib.sha256(wheel.read_bytes()).digest()
+
+
+def test_every_extra_is_used() -> None:
+    """An extra that nothing imports is a promise that nothing keeps."""
+    extras = dict(setup_cfg()["options.extras_require"])
+    everything = extras.pop("all")
+    assert set(re.findall(r"\w+", everything.partition("[")[2])) == set(extras)
+    text = "".join(path.read_text(encoding="utf-8") for name, path in tree().items() if name.endswith(".py"))
+    for extra, wanted in extras.items():
+        for line in wanted.strip().splitlines():
+            name = re.split(r"[ ;<>=!~\[(]", line)[0].replace("-", "_")
+            assert re.search(rf"(import|from|find_spec\(\W?) ?{name}\b", text), f"{extra}: nothing imports {name}"
+
+
+def test_floors_leave_known_holes_out() -> None:
+    """starlette before 0.49.1 (CVE-2025-62727): no resolution may go below."""
+    wanted = {re.split(r"[ ;<>=!~\[(]", item)[0]: item for item in requires("velollm") or ()}
+    assert ">=0.49.1" in wanted["starlette"].replace(" ", "")
+    assert all(">=" in item or "==" in item for item in wanted.values())
