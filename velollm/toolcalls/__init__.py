@@ -11,11 +11,11 @@ Pure and sans-IO: text in, values out.
 
 from __future__ import annotations
 
-from .families import family_of
-from .fixer import fix
-from .result import Call, FixError, FixResult
-from .stream import StreamEvent, StreamFixer
-from .tools import InvalidToolError, check_tools
+from velollm.toolcalls.families import family_of
+from velollm.toolcalls.fixer import fix
+from velollm.toolcalls.result import Call, FixError, FixResult
+from velollm.toolcalls.stream import StreamEvent, StreamFixer
+from velollm.toolcalls.tools import InvalidToolError, check_tools
 
 __all__ = [
     "Call",

@@ -1,6 +1,7 @@
-"""Arguments as pairs of tags: `<arg_key>k</arg_key><arg_value>v</arg_value>` (GLM, Poolside, Ling 3, Hunyuan 3, LongCat).
+"""Arguments as pairs of tags: `<arg_key>k</arg_key><arg_value>v</arg_value>`.
 
-Values are verbatim. A key without a value is a cut, never an empty string.
+GLM, Poolside, Ling 3, Hunyuan 3 and LongCat write them so. Values are verbatim. A key without a value is a cut, never
+an empty string.
 """
 
 from __future__ import annotations
@@ -8,9 +9,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from .calls import WrittenCall
-from .source import Source
-from .values import Raw, Unreadable
+from velollm.toolcalls.calls import WrittenCall
+from velollm.toolcalls.source import Source
+from velollm.toolcalls.values import Raw, Unreadable
 
 __all__ = ["KEY_OPEN", "read_pairs"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from .lenient import Reading, read_json, read_lenient
-from .values import Unreadable
+from velollm.toolcalls.lenient import Reading, read_json, read_lenient
+from velollm.toolcalls.values import Unreadable
 
 if TYPE_CHECKING:
-    from .tools import Tool
+    from velollm.toolcalls.tools import Tool
 
 __all__ = ["read_arguments"]
 
@@ -61,7 +61,7 @@ def _other_start(text: str, pos: int) -> int:
 
 
 def _read_keywords(text: str, pos: int) -> Reading:
-    from .pythonic import read_keywords
+    from velollm.toolcalls.pythonic import read_keywords
 
     arguments, end, supplied = read_keywords(text, pos, len(text), closing="")
     if text[end:].strip():

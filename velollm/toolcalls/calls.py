@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from typing import Any
 
 from attrs import define, field
 
-from .fitting import Context, Mismatch
-from .keys import fold
-from .lenient import read_json
-from .result import Call, FixError
-from .tools import Tool, ToolSet
-from .values import Bare, Lexeme, Raw, Unreadable
+from velollm.toolcalls.fitting import Context, Mismatch
+from velollm.toolcalls.keys import fold
+from velollm.toolcalls.lenient import read_json
+from velollm.toolcalls.result import Call, FixError
+from velollm.toolcalls.tools import Tool, ToolSet
+from velollm.toolcalls.values import Bare, Lexeme, Raw, Unreadable
 
 __all__ = ["Rejected", "WrittenCall", "calls_in", "settle"]
 
@@ -270,7 +269,7 @@ def _as_object(written: WrittenCall, tool: Tool, ctx: Context, cut: bool) -> dic
 
 
 def _from_text(text: str, written: WrittenCall, tool: Tool, ctx: Context, cut: bool) -> Any:
-    from .arguments import read_arguments
+    from velollm.toolcalls.arguments import read_arguments
 
     try:
         reading = read_arguments(text, tool)
@@ -293,8 +292,6 @@ def _from_text(text: str, written: WrittenCall, tool: Tool, ctx: Context, cut: b
 
 def _sole_argument(text: str, tool: Tool) -> dict[str, Any]:
     """ReAct writes the input of a one-parameter tool as plain text."""
-    names: Iterable[str] = tool.required if len(tool.required) == 1 else tool.properties
-    listed = list(names)
-    if len(listed) != 1:
+    if tool.sole_parameter is None:
         raise Mismatch("", "arguments are no object")
-    return {listed[0]: Raw(text.strip().strip("\"'"))}
+    return {tool.sole_parameter: Raw(text.strip().strip("\"'"))}

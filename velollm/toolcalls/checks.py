@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .fitting import Mismatch
+from velollm.toolcalls.fitting import Mismatch
 
 __all__ = ["check_length", "check_number", "has_twins"]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from .fitting import Context, Mismatch
-from .lenient import read_json
-from .values import Bare, Lexeme, Raw, Unreadable, to_number
+from velollm.toolcalls.fitting import Context, Mismatch
+from velollm.toolcalls.lenient import read_json
+from velollm.toolcalls.values import Bare, Lexeme, Raw, Unreadable, to_number
 
 __all__ = ["coerce", "matches_type", "same"]
 
 _BOOLEANS = {"true": True, "false": False}
+_OWN: dict[type, str] = {dict: "object", list: "array", bool: "boolean", type(None): "null"}
 
 
 def matches_type(value: Any, kind: str) -> bool:
@@ -54,39 +55,20 @@ def coerce(value: Any, types: frozenset[str], ctx: Context, path: str) -> Any:
         Mismatch: none of the contract's conversions leads there.
     """
     kind = type(value)
-    if kind is str:
-        if "string" in types:
-            return value
-        return _from_text(value, types, ctx, path)
+    if kind is str or kind is Raw or kind is Bare:
+        return str(value) if "string" in types else _from_text(value, types, ctx, path)
     if kind is Lexeme:
         return _from_lexeme(value, types, ctx, path)
-    if kind is dict:
-        if "object" in types:
-            return value
-        if "array" in types:
-            ctx.note("wrapped_scalar")
-            return [value]
-    elif kind is list:
-        if "array" in types:
-            return value
-        if len(value) == 1 and type(value[0]) is not list:
-            ctx.note("unwrapped_scalar")
-            return coerce(value[0], types, ctx, path)
-    elif kind is bool:
-        if "boolean" in types:
-            return value
-        if "array" in types:
-            ctx.note("wrapped_scalar")
-            return [value]
-    elif value is None:
-        if "null" in types:
-            return None
-    elif kind is Raw or kind is Bare:
-        if "string" in types:
-            return str(value)
-        return _from_text(value, types, ctx, path)
-    elif kind is int or kind is float:
+    if kind is int or kind is float:
         return _from_lexeme(Lexeme(repr(value)), types, ctx, path)
+    if _OWN.get(kind, "") in types:
+        return value
+    if kind is list and len(value) == 1 and type(value[0]) is not list:
+        ctx.note("unwrapped_scalar")
+        return coerce(value[0], types, ctx, path)
+    if (kind is dict or kind is bool) and "array" in types:
+        ctx.note("wrapped_scalar")
+        return [value]
     raise _mismatch(path, value, types)
 
 

@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 import orjson
 
-from .gate import Gate
-from .reading import Answer
-from .result import Call, FixError, FixResult
-from .source import Source
-from .structured import settle_structured
-from .tools import ToolSet, compile_tools
+from velollm.toolcalls.gate import Gate
+from velollm.toolcalls.reading import Answer
+from velollm.toolcalls.result import Call, FixError, FixResult
+from velollm.toolcalls.source import Source
+from velollm.toolcalls.structured import settle_structured
+from velollm.toolcalls.tools import ToolSet, compile_tools
 
 __all__ = ["fix", "read_answer"]
 

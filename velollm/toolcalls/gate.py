@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import re
 
-from .markers import BACKTICK_REACH, MARK, TRIGGER, ends_sentence, is_partial
-from .tools import ToolSet
+from velollm.toolcalls.markers import BACKTICK_REACH, MARK, TRIGGER, is_partial
+from velollm.toolcalls.prose import ends_sentence
+from velollm.toolcalls.tools import ToolSet
 
 __all__ = ["Gate"]
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from attrs import define, field
 
-from .strings import OPENERS, read_string
-from .values import Bare, Lexeme, Unreadable, to_number
+from velollm.toolcalls.strings import OPENERS, read_string
+from velollm.toolcalls.values import Bare, Lexeme, Unreadable, to_number
 
 __all__ = ["MAX_DEPTH", "Reading", "read_json", "read_lenient", "read_strict"]
 
@@ -38,7 +38,10 @@ _ESCAPE_PAIR = re.compile(r"\\([\\\"])")
 
 @define(slots=True)
 class Reading:
-    """A value read from text. `supplied` counts closing brackets that were not there, `repairs` names what was mended."""
+    """A value read from text.
+
+    `supplied` counts closing brackets that were not there, `repairs` names what was mended.
+    """
 
     value: Any
     end: int

@@ -1,4 +1,4 @@
-"""Calls in XML-like markup: `<function=f><parameter=k>v</parameter></function>`, `<invoke name="f">…`, and their damage.
+"""Calls in XML-like markup: `<function=f><parameter=k>v</parameter></function>`, `<invoke name="f">…`, damaged too.
 
 Values are never entity-decoded. `<parameter=k>` (Qwen) loses exactly one newline at each end; `<parameter name="k">`
 keeps its text, unless it is set off as a block on lines of its own.
@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from .calls import WrittenCall
-from .keys import fold
-from .lenient import read_json
-from .source import Source
-from .tools import Tool
-from .values import Raw, Unreadable
+from velollm.toolcalls.calls import WrittenCall
+from velollm.toolcalls.keys import fold
+from velollm.toolcalls.lenient import read_json
+from velollm.toolcalls.source import Source
+from velollm.toolcalls.tools import Tool
+from velollm.toolcalls.values import Raw, Unreadable
 
 __all__ = ["CALL_OPEN", "read_markup_call"]
 
@@ -26,10 +26,11 @@ CALL_OPEN = re.compile(
 )
 _PARAM = re.compile(
     rf"<{_NS}(?:parameter|param|argument|arg)(?P<style>[ \t]*=[ \t]*|[\sĠ]*(?:name|key)[ \t]*=[ \t]*)"
-    r"[\"']?(?P<name>[^\"'>\n<=]{1,200}?)[\"']?(?P<rest>[ \t]+[\w-]+[ \t]*=[^>\n]{0,80})?[ \t]*(?P<empty>/?)(?:>|(?=\n))"
+    r"[\"']?(?P<name>[^\"'>\n<=]{1,200}?)[\"']?(?P<rest>[ \t]+[\w-]+[ \t]*=[^>\n]{0,80})?[ \t]*"
+    r"(?P<empty>/?)(?:>|(?=\n))"
 )
 _CLOSE_PARAM = re.compile(rf"</{_NS}(?:parameter|param|argument|arg)>?")
-_CLOSE_CALL = re.compile(rf"</{_NS}(?:function|invoke|tool_call|tool_calls|function_call|function_calls|tool|call)>")
+_CLOSE_CALL = re.compile(rf"</{_NS}(?:function|invoke|tool_calls?|function_calls?|tool|call)>")
 _VALUE_END = re.compile(
     rf"(?P<param></{_NS}(?:parameter|param|argument|arg)\b>?)"
     rf"|(?P<call></{_NS}(?:function|invoke|tool_call|tool_calls|function_calls?)>)"

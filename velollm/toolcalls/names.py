@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from .keys import KeyMap, fold
+from velollm.toolcalls.keys import KeyMap, fold
 
 __all__ = ["NameMap", "distance", "strip_name"]
 
@@ -22,22 +22,31 @@ _PREFIX = re.compile(
 _SUFFIX = re.compile(r"(?::\d{1,4}|_call_[0-9a-zA-Z]+|#\d+|\(\)|:call_[0-9a-zA-Z]+|\.call|\[\d+\])$")
 _NAMESPACE = re.compile(r"[./:]|__|--")
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_a-zA-Z]+")
-_OPERATIONS = frozenset(
-    """add append apply approve archive arm ask assign attach ban block book buy calculate call cancel change charge
-    check clear clone close commit compare complete compute confirm connect convert copy count create cut debit
-    decline decode decrypt deactivate delete deny deploy describe detach disable disarm disconnect dismiss download
-    drop duplicate edit enable encode encrypt end erase exclude execute exit export extend fetch fill filter find
-    finish flush follow format forward generate get give grant hide hold import include increase decrease insert
-    install invite join kick kill leave lend like link list load lock log login logout lookup mail make map mark mask
-    merge modify mount move mute name notify off on open order pack park patch pause pay peek pin ping pull push play
-    poll pop post print publish purge put query quit read rebase rebuild receive record redo refund refresh reject
-    release reload remove rename renew reopen repeat replace reply report request reset resolve restart restore
-    resume retry return reveal revert revoke rotate run save scan schedule search see sell send set share show shut
-    sign skip sleep sort split start stop store submit subscribe suspend swap sync tag take test toggle track
-    transfer translate trash turn unblock undo unfollow uninstall unlink unlock unmount unmute unpin unsubscribe
-    update upgrade upload use validate verify view void wait wake watch wipe withdraw write min max up down in out
-    left right first last next prev true false all any one many old new public private""".split()
-)
+# fmt: off
+_OPERATIONS = frozenset((
+    "add", "all", "any", "append", "apply", "approve", "archive", "arm", "ask", "assign", "attach", "ban", "block",
+    "book", "buy", "calculate", "call", "cancel", "change", "charge", "check", "clear", "clone", "close", "commit",
+    "compare", "complete", "compute", "confirm", "connect", "convert", "copy", "count", "create", "cut", "deactivate",
+    "debit", "decline", "decode", "decrease", "decrypt", "delete", "deny", "deploy", "describe", "detach", "disable",
+    "disarm", "disconnect", "dismiss", "down", "download", "drop", "duplicate", "edit", "enable", "encode", "encrypt",
+    "end", "erase", "exclude", "execute", "exit", "export", "extend", "false", "fetch", "fill", "filter", "find",
+    "finish", "first", "flush", "follow", "format", "forward", "generate", "get", "give", "grant", "hide", "hold",
+    "import", "in", "include", "increase", "insert", "install", "invite", "join", "kick", "kill", "last", "leave",
+    "left", "lend", "like", "link", "list", "load", "lock", "log", "login", "logout", "lookup", "mail", "make",
+    "many", "map", "mark", "mask", "max", "merge", "min", "modify", "mount", "move", "mute", "name", "new", "next",
+    "notify", "off", "old", "on", "one", "open", "order", "out", "pack", "park", "patch", "pause", "pay", "peek",
+    "pin", "ping", "play", "poll", "pop", "post", "prev", "print", "private", "public", "publish", "pull", "purge",
+    "push", "put", "query", "quit", "read", "rebase", "rebuild", "receive", "record", "redo", "refresh", "refund",
+    "reject", "release", "reload", "remove", "rename", "renew", "reopen", "repeat", "replace", "reply", "report",
+    "request", "reset", "resolve", "restart", "restore", "resume", "retry", "return", "reveal", "revert", "revoke",
+    "right", "rotate", "run", "save", "scan", "schedule", "search", "see", "sell", "send", "set", "share", "show",
+    "shut", "sign", "skip", "sleep", "sort", "split", "start", "stop", "store", "submit", "subscribe", "suspend",
+    "swap", "sync", "tag", "take", "test", "toggle", "track", "transfer", "translate", "trash", "true", "turn",
+    "unblock", "undo", "unfollow", "uninstall", "unlink", "unlock", "unmount", "unmute", "unpin", "unsubscribe", "up",
+    "update", "upgrade", "upload", "use", "validate", "verify", "view", "void", "wait", "wake", "watch", "wipe",
+    "withdraw", "write",
+))
+# fmt: on
 _NEGATIONS = ("un", "de", "dis", "re", "in", "non", "ex", "im")
 
 
@@ -113,10 +122,11 @@ class NameMap:
     def _by_distance(self, name: str) -> str | None:
         if len(name) < 4:
             return None
-        near: list[str] = []
-        for known in self._exact:
-            if abs(len(known) - len(name)) <= 2 and distance(fold(name), fold(known)) <= 2:
-                near.append(known)
+        near = [
+            known
+            for known in self._exact
+            if abs(len(known) - len(name)) <= 2 and distance(fold(name), fold(known)) <= 2
+        ]
         if len(near) != 1 or not _same_operation(name, near[0]):
             return None
         return near[0]

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import re
 
-from .argkeys import KEY_OPEN, read_pairs
-from .calls import WrittenCall, calls_in
-from .lenient import Reading, read_json, read_lenient, read_strict
-from .markup import CALL_OPEN, read_markup_call
-from .pythonic import CALL_HEAD, read_calls
-from .source import Source
-from .values import Lexeme, Raw, Unreadable
+from velollm.toolcalls.argkeys import KEY_OPEN, read_pairs
+from velollm.toolcalls.calls import WrittenCall, calls_in
+from velollm.toolcalls.lenient import Reading, read_json, read_lenient, read_strict
+from velollm.toolcalls.markup import CALL_OPEN, read_markup_call
+from velollm.toolcalls.pythonic import CALL_HEAD, read_calls
+from velollm.toolcalls.source import Source
+from velollm.toolcalls.values import Lexeme, Raw, Unreadable
 
 __all__ = ["SPECIAL_TOKEN", "WRAPPER", "read_native", "skip_wrappers"]
 
-SPECIAL_TOKEN = r"<[|｜][^|｜<>\n\"']{1,64}[|｜]>"
+SPECIAL_TOKEN = r"<[|｜][^|｜<>\n\"']{1,64}[|｜]>"  # noqa: S105 - of a vocabulary, not of a key
 WRAPPER = (
     r"</?(?:[\w-]+:|[|｜][\w▁]+[|｜])?(?:tool_calls?|function_calls?|tool_sep|functions?|longcat_tool_call|TOOLCALL|tools?|call|invoke)>"
     r"|<(?:start|end)_function_call>|<\|/?tool_calls?>|</?\|?tool_calls?\|>|\[/?TOOL_CALLS\]|\]<\]minimax\[>\["

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from .calls import WrittenCall
-from .lenient import Reading, read_json, read_lenient
-from .strings import OPENERS, read_string
-from .tools import ToolSet
-from .values import Bare, Lexeme, Unreadable, to_number
+from velollm.toolcalls.calls import WrittenCall
+from velollm.toolcalls.lenient import Reading, read_json, read_lenient
+from velollm.toolcalls.strings import OPENERS, read_string
+from velollm.toolcalls.tools import ToolSet
+from velollm.toolcalls.values import Bare, Lexeme, Unreadable, to_number
 
 __all__ = ["CALL_HEAD", "read_call", "read_calls", "read_keywords"]
 
@@ -120,9 +120,12 @@ def read_keywords(
             pos += 1
             if _skip(text, pos, limit) >= limit:
                 raise Unreadable("cut off after a comma", pos, cut=True)
-        elif pos < limit and text[pos] != closing and not (closing and text[pos] == "<"):
-            if not (keyword and _KEYWORD.match(text, pos, limit)):
-                raise Unreadable("no comma between arguments", pos)
+        elif not _ends_arguments(text, pos, limit, closing) and not (keyword and _KEYWORD.match(text, pos, limit)):
+            raise Unreadable("no comma between arguments", pos)
+
+
+def _ends_arguments(text: str, pos: int, limit: int, closing: str) -> bool:
+    return pos >= limit or text[pos] == closing or (closing != "" and text[pos] == "<")
 
 
 def _named(made: dict[str, Any], loose: list[Any], tools: ToolSet | None, name: str) -> dict[str, Any]:
@@ -133,11 +136,9 @@ def _named(made: dict[str, Any], loose: list[Any], tools: ToolSet | None, name: 
         if isinstance(loose[0], dict):
             return loose[0]
         found = tools.find(name) if tools is not None else None
-        if found is not None:
-            tool = found[0]
-            names = list(tool.required) if len(tool.required) == 1 else list(tool.properties)
-            if len(names) == 1:
-                return {names[0]: loose[0]}
+        sole = found[0].sole_parameter if found is not None else None
+        if sole is not None:
+            return {sole: loose[0]}
     raise Unreadable("positional arguments", 0)
 
 

@@ -1,67 +1,45 @@
-"""From a whole answer to its calls: finds where each begins, has it read, and judges whether it may run.
-
-Three questions are settled at the end, when all is known: what was said inside reasoning does not run, unless it is
-the last thing of the turn (rule 5); a call without markers must be the last thing (rule 4); a call behind prose must
-be announced by it.
-"""
+"""From a whole answer to its calls: finds where each begins, and has it read. Whether it runs is judged elsewhere."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 
-from attrs import define
+from velollm.toolcalls.calls import Rejected, WrittenCall, calls_in, settle
+from velollm.toolcalls.families import Read, harmony, react
+from velollm.toolcalls.judgement import Found, Judgement, without_tokens
+from velollm.toolcalls.lenient import read_json
+from velollm.toolcalls.markers import BACKTICK_REACH, CLOSERS, MARK, READERS, TRIGGER
+from velollm.toolcalls.native import read_native
+from velollm.toolcalls.prose import ends_sentence
+from velollm.toolcalls.pythonic import CALL_HEAD, read_calls
+from velollm.toolcalls.result import Call, FixError
+from velollm.toolcalls.source import Source
+from velollm.toolcalls.values import Unreadable
 
-from .calls import Rejected, WrittenCall, calls_in, settle
-from .families import Read, harmony, react
-from .lenient import read_json
-from .markers import BACKTICK_REACH, CLOSERS, MARK, READERS, TRIGGER, announces, ends_sentence
-from .native import SPECIAL_TOKEN, WRAPPER, read_native
-from .pythonic import CALL_HEAD, read_calls
-from .result import Call, FixError
-from .source import Source
-from .values import Unreadable
-
-__all__ = ["Answer", "Found"]
+__all__ = ["Answer"]
 
 _FENCE = re.compile(r"(`{3,}|~{3,})([\w+.\-]*)[ \t]*\n?\s*")
 _CLOSE_FENCE = re.compile(r"\s*(?:`{3,}|~{3,})")
 _SIGNALS = frozenset({"tool_code", "tool_call", "tool_calls", "tool_use", "function_call", "tool"})
-_BETWEEN = re.compile(rf"(?:\s+|[,;\]}}]|{SPECIAL_TOKEN}|{WRAPPER}|</?think>)*")
 _CLOSERS = re.compile(
-    r"(?:\s*(?:</(?:[\w-]+:|[|｜]\w+[|｜])?\w+>|<\|/\w+\|>|<[|｜]\w*?tool[▁_]calls?[▁_]end[|｜]>|<\|tool_call_end\|>|<end_function_call>|<tool_call\|>|\[/TOOL_CALLS\]))+"
+    r"(?:\s*(?:</(?:[\w-]+:|[|｜]\w+[|｜])?\w+>|<\|/\w+\|>|<[|｜]\w*?tool[▁_]calls?[▁_]end[|｜]>|<\|tool_call_end\|>"
+    r"|<end_function_call>|<tool_call\|>|\[/TOOL_CALLS\]))+"
 )
 _RESYNC = re.compile(
-    r"(?:</(?:[\w-]+:)?(?:tool_call|function_call|invoke|function)s?>|<[|｜][^|｜<>\n]{1,40}end[|｜]>|<tool_call\|>|<end_function_call>)\s*(?=<|\[TOOL)"
-)
-_LEAKED = re.compile(
-    rf"<\|(?:open|close)\|>(?:response|message|tools|think)<\|sep\|>|<\|(?:start|channel)\|>(?:assistant|final|commentary|analysis)?|{SPECIAL_TOKEN}|{WRAPPER}|</(?:tool_call|function|parameter|think)>"
+    r"(?:</(?:[\w-]+:)?(?:tool_call|function_call|invoke|function)s?>|<[|｜][^|｜<>\n]{1,40}end[|｜]>|<tool_call\|>"
+    r"|<end_function_call>)\s*(?=<|\[TOOL)"
 )
 _CHANNEL = re.compile(
     r"(?:<\|start\|>\s*assistant\s*)?<\|channel\|>\s*(\w*)[^<{]{0,80}(?:<\|constrain\|>[^<{]{0,40})?<\|message\|>"
 )
 _CHANNEL_END = re.compile(r"<\|(?:end|start|channel|call|return)\|>")
 _WORDS = re.compile(
-    r"(?:\*\*)?A(?:ction|CTION)(?:\*\*)?[ ]?:|functools\[|(?:assistant)?(?:commentary|analysis) to=functions\.|function call<|>>>(?=[A-Za-z_])"
+    r"(?:\*\*)?A(?:ction|CTION)(?:\*\*)?[ ]?:|functools\[|(?:assistant)?(?:commentary|analysis) to=functions\."
+    r"|function call<|>>>(?=[A-Za-z_])"
 )
 _QUOTES = "\"'“‘`"
 _SPACE = " \t"
-
-
-@define(slots=True)
-class Found:
-    """A call that validates, where it stands, and how it may be judged.
-
-    `marked`: behind a native marker in its place. `signal`: a fence that says it holds a call. `thought`: inside
-    reasoning.
-    """
-
-    call: Call
-    start: int
-    end: int
-    marked: bool
-    signal: bool
-    thought: bool
 
 
 class Answer:
@@ -77,6 +55,7 @@ class Answer:
         self.thoughts: list[tuple[int, int]] = []
         self.refused: list[tuple[int, int]] = []  # would-be calls that stay text, markup and all
         self._thinking: tuple[int, str] | None = None
+        self._rehearsed = 0  # so many of the calls found are known to stand inside reasoning that never opened
         self._fresh = -1  # where a call or a thought has just ended: as good as a line's start
 
     # -- the scan
@@ -194,9 +173,11 @@ class Answer:
             self._thinking = None
         else:
             start = 0
-            for found in self.found:
+            for found in self.found[self._rehearsed :]:
                 found.thought = True
-        self.thoughts = [span for span in self.thoughts if span[0] < start]
+            self._rehearsed = len(self.found)
+        while self.thoughts and self.thoughts[-1][0] >= start:
+            self.thoughts.pop()
         self.thoughts.append((start, match.end()))
         self._fresh = match.end()
         return match.end()
@@ -375,131 +356,17 @@ class Answer:
         match = _CLOSERS.match(self.text, pos, self.source.limit)
         return match.end() if match else pos
 
-    # -- the judgement
-
     def judge(self) -> tuple[list[Call], str | None]:
         """The calls that run, and the text beside them. No calls: the text is None, for it stays as it was."""
-        spoken = self._last_things([item for item in self.found if not item.thought])
-        if not spoken:
-            spoken = self._last_thoughts()
-        if not spoken:
-            return [], None
-        return [item.call for item in spoken], self._content(spoken)
-
-    def _last_things(self, found: list[Found]) -> list[Found]:
-        kept: list[Found] = []
-        tail = True
-        cursor = len(self.text)
-        for item in reversed(found):
-            if tail and not self._blank(item.end, cursor):
-                tail = False
-            if item.marked or tail:
-                kept.append(item)
-                cursor = min(cursor, item.start)
-        kept.reverse()
-        loose = [item for item in kept if not item.marked]
-        if loose and not all(item.signal for item in loose):
-            first = min(item.start for item in loose)
-            lead = self._prose(0, first, kept)
-            if lead.strip() and not announces(lead):
-                for item in loose:
-                    self.errors.append(
-                        FixError(kind="not_announced", message="a call shown in prose", name=item.call.name)
-                    )
-                kept = [item for item in kept if item.marked]
-        return kept
-
-    def _last_thoughts(self) -> list[Found]:
-        """Rule 5's exception: native markup that ends the reasoning, and the turn with it."""
-        if not self.thoughts:
-            return []
-        start, end = self.thoughts[-1]
-        if not self._blank(end, len(self.text)):
-            return []
-        close = len(self.text) if end == len(self.text) else end
-        kept: list[Found] = []
-        for item in reversed(self.found):
-            if not (item.thought and item.marked and item.start >= start):
-                break
-            if not self._blank(item.end, close, closing=True):
-                break
-            kept.append(item)
-            close = item.start
-        kept.reverse()
-        return kept
-
-    def _blank(self, start: int, end: int, *, closing: bool = False) -> bool:
-        """Whether nothing but space, markup and reasoning stands between."""
-        pos = start
-        while pos < end:
-            inside = None if closing else next((span for span in self.thoughts if span[0] <= pos < span[1]), None)
-            if inside is not None:
-                pos = inside[1]
-                continue
-            match = _BETWEEN.match(self.text, pos, end)
-            if match is None or match.end() == pos:
-                if closing and self.text.startswith(tuple(CLOSERS.values()), pos):
-                    return True
-                if self.text.startswith(("```", "~~~"), pos):
-                    pos += 3
-                    continue
-                upcoming = next((span for span in self.thoughts if span[0] == pos), None)
-                if upcoming is None:
-                    return False
-                pos = upcoming[1]
-                continue
-            pos = match.end()
-        return True
-
-    def _prose(self, start: int, end: int, kept: list[Found]) -> str:
-        spans = sorted([*self.thoughts, *((item.start, item.end) for item in kept)])
-        parts = []
-        pos = start
-        for low, high in spans:
-            if low >= end:
-                break
-            if low > pos:
-                parts.append(self.text[pos:low])
-            pos = max(pos, high)
-        if pos < end:
-            parts.append(self.text[pos:end])
-        return _LEAKED.sub("", "".join(parts))
-
-    def _content(self, spoken: list[Found]) -> str | None:
-        text = self.text
-        spans = sorted([*self.thoughts, *((item.start, item.end) for item in spoken)])
-        made = ""
-        pos = 0
-        for low, high in [*spans, (len(text), len(text))]:
-            piece = self._cleaned(pos, low) if low > pos else ""
-            if piece.strip():
-                if made:
-                    made = made.rstrip()
-                    piece = piece if piece[0].isspace() else f"\n{piece}"
-                made += piece
-            pos = max(pos, high)
-        made = made.rstrip()
-        return made if made.strip() else None
-
-    def _cleaned(self, start: int, end: int) -> str:
-        """The text of a span without leaked tokens and stray tags; refused calls stay as they are."""
-        text = self.text
-        if text.find("<", start, end) < 0 and text.find("]", start, end) < 0:
-            return text[start:end]
-        parts = []
-        pos = start
-        for low, high in self.refused:
-            if low >= end or high <= pos:
-                continue
-            parts.append(_LEAKED.sub("", text[pos : max(pos, low)]))
-            parts.append(text[max(pos, low) : min(high, end)])
-            pos = min(high, end)
-        parts.append(_LEAKED.sub("", text[pos:end]))
-        return "".join(parts)
+        judgement = Judgement(self.text, self.found, self.thoughts, self.refused)
+        spoken = judgement.spoken()
+        self.errors += judgement.errors
+        return [item.call for item in spoken], judgement.content(spoken) if spoken else None
 
     @property
     def reasoning(self) -> str | None:
-        parts = [_LEAKED.sub("", self.text[low:high]).strip() for low, high in self.thoughts]
+        """What stood inside reasoning blocks."""
+        parts = [without_tokens(self.text[low:high]).strip() for low, high in self.thoughts]
         return "\n".join(part for part in parts if part) or None
 
 

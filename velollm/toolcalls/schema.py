@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .checks import check_length, check_number, has_twins
-from .coerce import coerce, matches_type, same
-from .fitting import Context, Mismatch
-from .keys import KeyMap
-from .patterns import safe_pattern
-from .values import Bare, Lexeme, Raw, Unreadable, plain
+from velollm.toolcalls.checks import check_length, check_number, has_twins
+from velollm.toolcalls.coerce import coerce, matches_type, same
+from velollm.toolcalls.fitting import Context, Mismatch
+from velollm.toolcalls.keys import KeyMap
+from velollm.toolcalls.patterns import safe_pattern
+from velollm.toolcalls.values import Bare, Lexeme, Raw, Unreadable, plain
 
 __all__ = ["Node", "Schema"]
 
@@ -125,9 +125,10 @@ class Node:
             return any(matches_type(value, kind) for value in values)
         for word in ("anyOf", "oneOf"):
             branches = node.spec.get(word)
-            if isinstance(branches, list) and branches:
-                if not any(node.child(branch).allows(kind, ctx, depth + 1) for branch in branches):
-                    return False
+            if not isinstance(branches, list) or not branches:
+                continue
+            if not any(node.child(branch).allows(kind, ctx, depth + 1) for branch in branches):
+                return False
         parts = node.spec.get("allOf")
         if isinstance(parts, list):
             return all(node.child(part).allows(kind, ctx, depth + 1) for part in parts)
@@ -369,9 +370,8 @@ class Node:
     def _check_logic(self, value: Any, ctx: Context, path: str) -> None:
         spec = self.spec
         branches = spec.get("oneOf")
-        if isinstance(branches, list) and branches:
-            if sum(self.child(branch).holds(value, ctx) for branch in branches) != 1:
-                raise Mismatch(path, "fits more than one alternative")
+        if isinstance(branches, list) and branches and self._count_holding(branches, value, ctx) != 1:
+            raise Mismatch(path, "fits more than one alternative")
         if "not" in spec and self.child(spec["not"]).holds(value, ctx):
             raise Mismatch(path, "is excluded")
         if "if" in spec:
@@ -383,6 +383,9 @@ class Node:
             for key, others in needs.items():
                 if key in value and isinstance(others, list) and any(other not in value for other in others):
                     raise Mismatch(path, f"{key!r} needs {others}")
+
+    def _count_holding(self, branches: list[Any], value: Any, ctx: Context) -> int:
+        return sum(self.child(branch).holds(value, ctx) for branch in branches)
 
     def holds(self, value: Any, ctx: Context) -> bool:
         """Whether `value`, final as it is, is valid here."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .tools import ToolSet
+from velollm.toolcalls.tools import ToolSet
 
 __all__ = ["Source"]
 

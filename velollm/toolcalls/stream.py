@@ -6,10 +6,10 @@ from typing import Any
 
 from attrs import define
 
-from .fixer import Mode, read_answer
-from .gate import Gate
-from .result import FixResult
-from .tools import compile_tools
+from velollm.toolcalls.fixer import Mode, read_answer
+from velollm.toolcalls.gate import Gate
+from velollm.toolcalls.result import FixResult
+from velollm.toolcalls.tools import compile_tools
 
 __all__ = ["StreamEvent", "StreamFixer"]
 
@@ -65,10 +65,8 @@ class StreamFixer:
         self.result = result
         events: list[StreamEvent] = []
         content = result.content or ""
-        if content.startswith(flowed):
-            more = content[len(flowed) :]
-        else:  # what flowed turned out to be reasoning: it is out, only what follows it is left to say
-            more = content
+        # What flowed may turn out to have been reasoning: it is out, and only what follows it is left to say.
+        more = content.removeprefix(flowed)
         if more:
             events.append(StreamEvent(text=more))
         for index, call in enumerate(result.calls):

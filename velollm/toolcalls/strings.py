@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from .values import Unreadable
+from velollm.toolcalls.values import Unreadable
 
 __all__ = ["OPENERS", "decode_escapes", "read_string"]
 
@@ -31,11 +31,13 @@ _STOPS = {
     if len(quote) == 1
 }
 _KEY_AHEAD = re.compile(
-    r"\s*(?:[\"'“”‘’`＂][^\"'“”‘’\n]{0,120}[\"'“”‘’`＂]\s*[:=]|[A-Za-z_$][\w$.\- ]{0,80}[\"']?\s*:(?!//)|[}\]]|$|<[/|｜])"
+    r"\s*(?:[\"'“”‘’`＂][^\"'“”‘’\n]{0,120}[\"'“”‘’`＂]\s*[:=]"
+    r"|[A-Za-z_$][\w$.\- ]{0,80}[\"']?\s*:(?!//)|[}\]]|$|<[/|｜])"
 )
 _VALUE_AHEAD = re.compile(r"\s*(?:[\"'“‘\[{\]}`]|[-+]?\.?\d|true\b|false\b|null\b|True\b|False\b|None\b|$|<[/|｜])")
 _KEYWORD_BEHIND = re.compile(
-    r",\s*(?:\*\*)?[\"']?[A-Za-z_][\w.\-]*[\"']?\s*[=:](?!=)|,?\s*\)\s*(?:[,;\])#]|$|<|```|[A-Za-z_][\w.]*\()|,?\s*$|[\"']|#|<[/|｜]"
+    r",\s*(?:\*\*)?[\"']?[A-Za-z_][\w.\-]*[\"']?\s*[=:](?!=)"
+    r"|,?\s*\)\s*(?:[,;\])#]|$|<|```|[A-Za-z_][\w.]*\()|,?\s*$|[\"']|#|<[/|｜]"
 )
 _CLOSERS = re.compile(r"[\s}\])]*")
 _MARKUP = re.compile(r"</?[\w:]*(?:tool|func|arg|invoke|param|s>|end_of)|<[/]?[|｜]|```|\[/?TOOL|\]<\]")
@@ -45,7 +47,7 @@ _DRIVE = re.compile(r"[A-Za-z]:\\(?!\\)")
 
 
 def decode_escapes(raw: str) -> str:
-    """Rule 11: an invalid escape keeps its backslash, and then `\\b` and `\\f` are literal too; drive paths are literal."""
+    """Rule 11: an invalid escape keeps its backslash, and then `\\b`, `\\f` are literal; drive paths are too."""
     if "\\" not in raw:
         return raw
     if _DRIVE.match(raw):

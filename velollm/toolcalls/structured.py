@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .calls import Rejected, WrittenCall, calls_in, settle
-from .native import read_native
-from .result import Call, FixError
-from .source import Source
-from .tools import ToolSet
-from .values import Unreadable
+from velollm.toolcalls.calls import Rejected, WrittenCall, calls_in, settle
+from velollm.toolcalls.native import read_native
+from velollm.toolcalls.result import Call, FixError
+from velollm.toolcalls.source import Source
+from velollm.toolcalls.tools import ToolSet
+from velollm.toolcalls.values import Unreadable
 
 __all__ = ["settle_structured"]
 

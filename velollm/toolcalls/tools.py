@@ -13,10 +13,10 @@ from typing import Any
 
 import orjson
 
-from .fitting import Context, Mismatch
-from .names import NameMap
-from .schema import Schema
-from .values import Raw
+from velollm.toolcalls.fitting import Context, Mismatch
+from velollm.toolcalls.names import NameMap
+from velollm.toolcalls.schema import Schema
+from velollm.toolcalls.values import Raw
 
 __all__ = ["InvalidToolError", "Tool", "ToolSet", "check_tools", "compile_tools"]
 
@@ -52,6 +52,12 @@ class Tool:
         self.properties: Mapping[str, Any] = node.properties
         self.required: tuple[str, ...] = node.required
 
+    @property
+    def sole_parameter(self) -> str | None:
+        """The one parameter that a lone value must be meant for."""
+        names = self.required if len(self.required) == 1 else tuple(self.properties)
+        return names[0] if len(names) == 1 else None
+
     def fit(self, arguments: dict[str, Any], ctx: Context) -> dict[str, Any]:
         """`arguments` as the schema wants them.
 
@@ -80,11 +86,10 @@ class Tool:
         if not arguments or len(arguments) > len(_ECHO):
             return None
         echoed = arguments.get("properties")
-        if isinstance(echoed, dict) and "properties" not in self.properties and arguments.keys() <= _ECHO:
-            if len(arguments) == 1 or arguments.get("type") == "object":
-                if echoed and not any(_is_definition(value) for value in echoed.values()):
-                    return echoed
-                raise Mismatch("", "a tool's definition, not a call")
+        if isinstance(echoed, dict) and "properties" not in self.properties and _is_echo(arguments):
+            if echoed and not any(_is_definition(value) for value in echoed.values()):
+                return echoed
+            raise Mismatch("", "a tool's definition, not a call")
         if len(arguments) != 1:
             return None
         (key, value), *_ = arguments.items()
@@ -95,13 +100,18 @@ class Tool:
         return value if isinstance(value, dict) else None
 
 
+def _is_echo(arguments: dict[str, Any]) -> bool:
+    """Whether `arguments` look like the tool's schema, given back."""
+    return arguments.keys() <= _ECHO and (len(arguments) == 1 or arguments.get("type") == "object")
+
+
 def _is_definition(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("type"), str | list) and "value" not in value
 
 
 def _object_from(text: str) -> Any:
-    from .lenient import read_json
-    from .values import Unreadable
+    from velollm.toolcalls.lenient import read_json
+    from velollm.toolcalls.values import Unreadable
 
     if not text.lstrip().startswith("{"):
         return None
@@ -124,9 +134,9 @@ class ToolSet:
         self.tools: dict[str, Tool] = {}
         for entry in tools:
             name, parameters = _parts(entry)
-            if isinstance(name, str) and name and name not in self.tools:
-                if parameters is None or isinstance(parameters, Mapping | bool):
-                    self.tools[name] = Tool(name, {} if parameters is None else parameters)
+            known_kind = parameters is None or isinstance(parameters, Mapping | bool)
+            if isinstance(name, str) and name and name not in self.tools and known_kind:
+                self.tools[name] = Tool(name, {} if parameters is None else parameters)
         self.names = NameMap(self.tools)
 
     def __bool__(self) -> bool:
@@ -295,7 +305,6 @@ def _children(part: Mapping[str, Any], path: str) -> list[tuple[Any, str]]:
         inner = part.get(word)
         if isinstance(inner, list):
             found.extend((child, f"{path}.{word}[{index}]") for index, child in enumerate(inner))
-    for word in ("items", "additionalProperties", "not", "if", "then", "else", "contains"):
-        if word in part and not isinstance(part[word], list):
-            found.append((part[word], f"{path}.{word}"))
+    single = ("items", "additionalProperties", "not", "if", "then", "else", "contains")
+    found.extend((part[word], f"{path}.{word}") for word in single if word in part and not isinstance(part[word], list))
     return found

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 
-from . import harmony, kimi, minimax, react, tags, tokens
-from .base import Family, Read
+from velollm.toolcalls.families import harmony, kimi, minimax, react, tags, tokens
+from velollm.toolcalls.families.base import Family, Read
 
 __all__ = ["FAMILIES", "Family", "Read", "family_of"]
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 if TYPE_CHECKING:
-    from ..calls import WrittenCall
-    from ..source import Source
+    from velollm.toolcalls.calls import WrittenCall
+    from velollm.toolcalls.source import Source
 
 __all__ = ["Family", "Read"]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 
-from ..calls import WrittenCall
-from ..lenient import read_json
-from ..native import skip_wrappers
-from ..source import Source
-from ..values import Unreadable
-from .base import Family
+from velollm.toolcalls.calls import WrittenCall
+from velollm.toolcalls.families.base import Family
+from velollm.toolcalls.lenient import read_json
+from velollm.toolcalls.native import skip_wrappers
+from velollm.toolcalls.source import Source
+from velollm.toolcalls.values import Unreadable
 
 __all__ = ["FAMILY", "read_message"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
-from ..calls import WrittenCall
-from ..lenient import read_json
-from ..source import Source
-from ..values import Raw, Unreadable
-from .base import Family
+from velollm.toolcalls.calls import WrittenCall
+from velollm.toolcalls.families.base import Family
+from velollm.toolcalls.lenient import read_json
+from velollm.toolcalls.source import Source
+from velollm.toolcalls.values import Raw, Unreadable
 
 __all__ = ["FAMILIES"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ..calls import WrittenCall
-from ..source import Source
-from ..values import Raw, Unreadable
-from .base import Family
+from velollm.toolcalls.calls import WrittenCall
+from velollm.toolcalls.families.base import Family
+from velollm.toolcalls.source import Source
+from velollm.toolcalls.values import Raw, Unreadable
 
 __all__ = ["FAMILIES"]
 

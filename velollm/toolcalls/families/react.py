@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 
-from ..calls import WrittenCall
-from ..lenient import read_json
-from ..native import read_native
-from ..source import Source
-from ..values import Unreadable
-from .base import Family
+from velollm.toolcalls.calls import WrittenCall
+from velollm.toolcalls.families.base import Family
+from velollm.toolcalls.lenient import read_json
+from velollm.toolcalls.native import read_native
+from velollm.toolcalls.source import Source
+from velollm.toolcalls.values import Unreadable
 
 __all__ = ["FAMILIES"]
 

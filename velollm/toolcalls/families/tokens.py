@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import Family
+from velollm.toolcalls.families.base import Family
 
 __all__ = ["FAMILIES"]
 
