@@ -26,6 +26,7 @@ _LEAKED = re.compile(
     r"|<\|(?:start|channel)\|>(?:assistant|final|commentary|analysis)?"
     rf"|{SPECIAL_TOKEN}|{WRAPPER}|</(?:tool_call|function|parameter|think)>"
 )
+_SEPARATORS = " \t\r\n,;"  # between two calls they are no text
 _CLOSING_TAGS = tuple(CLOSERS.values())
 
 
@@ -151,7 +152,7 @@ class Judgement:
         pos = 0
         for low, high in [*spans, (length, length)]:
             piece = self._cleaned(pos, low) if low > pos else ""
-            if piece.strip():
+            if piece.strip(_SEPARATORS if pos and low < length else None):
                 if parts:
                     parts[-1] = parts[-1].rstrip()
                     parts.append(piece if piece[0].isspace() else f"\n{piece}")

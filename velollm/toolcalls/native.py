@@ -24,7 +24,7 @@ WRAPPER = (
     r"|<(?:start|end)_function_call>|<\|/?tool_calls?>|</?\|?tool_calls?\|>|\[/?TOOL_CALLS\]|\]<\]minimax\[>\["
     r"|<\|/tool_calls?\|>|<(?:start|end)_of_turn>|<eos>|</s>|\[TOOL_REQUEST(?:_END|_RESULT)?\]|\[END_TOOL_REQUEST\]"
 )
-_SKIP = re.compile(rf"(?:\s+|[,;]|{SPECIAL_TOKEN}|{WRAPPER})+")
+_SKIP = re.compile(rf"(?:\s+|[,;]|>>>(?=[A-Za-z_])|{SPECIAL_TOKEN}|{WRAPPER})+")
 _FENCE = re.compile(r"(?:```+|~~~)[\w-]*[ \t]*\n?")
 _HEAD_END = re.compile(
     rf"[{{(]|{KEY_OPEN.pattern}|(?P<close></(?:[\w-]+:)?(?:tool_call|function_call|tool_calls|longcat_tool_call)>|<\|/?tool_call(?:_end)?\|?>|"
@@ -40,7 +40,7 @@ _TAGGED = re.compile(
     r"<(?P<tag>name|function|tool_name|tool|function_name)>\s*(?P<name>[^<\n]{1,200}?)\s*</(?P=tag)>\s*"
 )
 _TAGGED_ARGUMENTS = re.compile(r"<(arguments|parameters|args|input|params)>\s*")
-_OPENER = re.compile(r"<[^/]|\[[A-Z]")
+_OPENER = re.compile(r"<[^/]|\[[A-Z]|>>>")
 _SIBLING = re.compile(
     r"(?:</(?:[\w-]+:)?(?:tool_call|function_call)s?>|<[|｜][^|｜<>\n]{1,40}end[|｜]>)\s*(?:<(?:[\w-]+:)?(?:tool_call|function_call)|<[|｜])"
 )

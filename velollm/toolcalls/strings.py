@@ -39,6 +39,7 @@ _KEYWORD_BEHIND = re.compile(
     r",\s*(?:\*\*)?[\"']?[A-Za-z_][\w.\-]*[\"']?\s*[=:](?!=)"
     r"|,?\s*\)\s*(?:[,;\])#]|$|<|```|[A-Za-z_][\w.]*\()|,?\s*$|[\"']|#|<[/|｜]"
 )
+_NEXT_KEYWORD = re.compile(r"\s*[A-Za-z_]\w*\s*=(?!=)")
 _CLOSERS = re.compile(r"[\s}\])]*")
 _MARKUP = re.compile(r"</?[\w:]*(?:tool|func|arg|invoke|param|s>|end_of)|<[/]?[|｜]|```|\[/?TOOL|\]<\]")
 _ESCAPE = re.compile(r"\\(u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|.)", re.DOTALL)
@@ -164,6 +165,8 @@ def _closers_fit(text: str, at: int, limit: int, depth: int) -> bool:
     closed = sum(text.count(bracket, at, end) for bracket in "}])")
     char = text[end]
     if char == ",":
+        if closed == depth and _NEXT_KEYWORD.match(text, end + 1, limit):
+            return True  # the value of one Python argument ends, the next one follows
         return closed < depth + 2 and (
             _KEY_AHEAD.match(text, end + 1, limit) is not None or _VALUE_AHEAD.match(text, end + 1, limit) is not None
         )
