@@ -255,7 +255,8 @@ def functiongemma(calls: Calls) -> str:
 
 
 def gemma4(calls: Calls) -> str:
-    return "".join(f"<|tool_call>call:{name}{_gemma_value(given, '<|"|>')}<tool_call|>" for name, given in calls)
+    quote = '<|"|>'
+    return "".join(f"<|tool_call>call:{name}{_gemma_value(given, quote)}<tool_call|>" for name, given in calls)
 
 
 def gpt_oss(calls: Calls) -> str:

@@ -1,4 +1,4 @@
-"""Every family's calls, clean, as its template writes them: alone, several, nested, without arguments, behind reasoning."""
+"""Every family's calls, clean, as its template writes them: alone, several, nested, empty, behind reasoning."""
 
 from __future__ import annotations
 
