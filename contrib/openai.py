@@ -77,6 +77,8 @@ class OpenAIBackend(Backend):
         async with response:
             if not request.stream or _is_json(response):
                 for event in decode_answer(await response.read(), wire, self.name):
+                    if request.stream:
+                        event.raw = None  # a body is no frame of a stream
                     yield event
                 return
             decoder, frames = StreamDecoder(wire, self.name), SSEDecoder()

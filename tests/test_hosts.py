@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import anyio
 import httpx
+import litestar
 import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from support.backend import ScriptedBackend
 
 from velollm import VeloLLM
@@ -49,13 +52,16 @@ def own_stream() -> Iterator[bytes]:
     yield b"data: [DONE]\n\n"
 
 
+async def own_stream_async() -> AsyncIterator[bytes]:
+    for piece in own_stream():
+        yield piece
+
+
 # ---- ASGI hosts: each has a route of its own, /own, and its own chat under /v1 where it is to be wrapped -------------
 
 
 def starlette_app(wrapped: bool, **options: Any) -> Any:
     from starlette.applications import Starlette
-    from starlette.requests import Request
-    from starlette.responses import JSONResponse, Response, StreamingResponse
     from starlette.routing import Route
 
     async def own(request: Request) -> Response:
@@ -73,8 +79,7 @@ def starlette_app(wrapped: bool, **options: Any) -> Any:
 
 
 def fastapi_app(wrapped: bool, **options: Any) -> Any:
-    from fastapi import FastAPI, Request, Response
-    from fastapi.responses import JSONResponse, StreamingResponse
+    from fastapi import FastAPI
 
     app = FastAPI()
 
@@ -94,19 +99,18 @@ def fastapi_app(wrapped: bool, **options: Any) -> Any:
 
 
 def litestar_app(wrapped: bool, **options: Any) -> Any:
-    from litestar import Litestar, Request, get, post
+    from litestar import Litestar, get, post
     from litestar.middleware import DefineMiddleware
-    from litestar.response import Response, Stream
 
     @get("/own", sync_to_thread=False)
     def own() -> dict[str, bool]:
         return {"own": True}
 
     @post("/v1/chat/completions", status_code=200)
-    async def chat(request: Request[Any, Any, Any]) -> Response[Any] | Stream:
+    async def chat(request: litestar.Request[Any, Any, Any]) -> litestar.Response[Any] | litestar.response.Stream:
         if (await request.json()).get("stream"):
-            return Stream(own_stream(), media_type="text/event-stream")
-        return Response(OWN_ANSWER)
+            return litestar.response.Stream(own_stream(), media_type="text/event-stream")
+        return litestar.Response(OWN_ANSWER)
 
     if not wrapped:
         # Litestar's middleware runs for matched routes only; the app as a whole is wrapped instead.
@@ -115,6 +119,7 @@ def litestar_app(wrapped: bool, **options: Any) -> Any:
 
 
 def django_urls(wrapped: bool) -> list[Any]:
+    from django.core.handlers.asgi import ASGIRequest
     from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
     from django.urls import path
 
@@ -123,7 +128,8 @@ def django_urls(wrapped: bool) -> list[Any]:
 
     def chat(request: HttpRequest) -> HttpResponse | StreamingHttpResponse:
         if json.loads(request.body).get("stream"):
-            return StreamingHttpResponse(own_stream(), content_type="text/event-stream")
+            pieces = own_stream_async() if isinstance(request, ASGIRequest) else own_stream()
+            return StreamingHttpResponse(pieces, content_type="text/event-stream")
         return JsonResponse(OWN_ANSWER)
 
     return [path("own", own)] + ([path("v1/chat/completions", chat)] if wrapped else [])
@@ -178,7 +184,8 @@ async def test_wraps_an_app_that_serves_the_api_already(host: Any) -> None:
         answer = (await http.post("/v1/chat/completions", json=QUESTION)).json()
         assert answer["choices"][0]["message"]["content"] == "I am the app"
         streamed = (await http.post("/v1/chat/completions", json=STREAMED)).text
-        assert streamed.count("data: ") == 5
+        assert streamed.count("data: ") == 6  # the role, which the app left out, comes first
+        assert streamed.count('"own-1"') == 5
         assert streamed.endswith("data: [DONE]\n\n")
         if host is not litestar_app:  # whose middleware sees matched routes only
             anthropic = (await http.post("/v1/messages", json=MESSAGES)).json()

@@ -118,10 +118,11 @@ class StreamDecoder:
         if not self._meta_sent:
             self._meta_sent = True
             events[0].meta = read_meta(chunk)
-        if faithful and not (choices and chunk.get("usage")):
-            for event in events:
-                event.wire = self.wire
-                event.raw = b""
+        as_it_came = faithful and not (choices and chunk.get("usage"))
+        for event in events:
+            event.wire = self.wire
+            event.raw = b"" if as_it_came else None
+        if as_it_came:
             events[0].raw = _canonical(data, raw)
         return events
 

@@ -41,7 +41,7 @@ class Identity:
 
     @classmethod
     def of(cls, request: ChatRequest, meta: ResponseMeta | None, prefix: str, mint: Minter) -> Identity:
-        """Take over what `meta` says, and make up the rest."""
+        """Take over what `meta` says, an id only when it begins with `prefix`, and make up the rest."""
         meta = meta or ResponseMeta()
         fingerprint = meta.extra.get("system_fingerprint")
         return cls(

@@ -35,6 +35,7 @@ class EventStream:
         self.mint = mint
         self.identity: Identity | None = None
         self._meta: ResponseMeta | None = None
+        self._keeps_id = False
         self._usage: Usage | None = None
         self._usage_sent = False
         self._held = b""
@@ -57,7 +58,8 @@ class EventStream:
     def head(self) -> bytes:
         """The beginning of every chunk, up to the choices."""
         if not self._head:
-            self.identity = identity = Identity.of(self.request, self._meta, self.prefix, self.mint)
+            prefix = "" if self._keeps_id else self.prefix
+            self.identity = identity = Identity.of(self.request, self._meta, prefix, self.mint)
             fields = {**identity.head(self.kind), "system_fingerprint": identity.fingerprint}
             self._head = b"data: " + orjson.dumps(fields)[:-1] + b',"choices":['
         return self._head
@@ -72,6 +74,8 @@ class EventStream:
         """The bytes for one event."""
         if event.meta is not None and self._meta is None:
             self._meta = event.meta
+            # Frames that pass untouched carry the engine's own id, whatever it looks like.
+            self._keeps_id = event.wire == self.wire and event.meta.id != ""
         if event.raw is not None and event.wire == self.wire:
             return self._pass(event, event.raw)
         if event.usage is not None:
