@@ -6,8 +6,7 @@ import base64
 import hashlib
 from typing import Any, TypeAlias
 
-import orjson
-
+from velollm.api.arguments import arguments_object
 from velollm.api.openai import Minter
 from velollm.messages import ChatAnswer, ChatRequest, Choice, FinishReason, ResponseMeta, ToolCall, Usage
 
@@ -16,7 +15,6 @@ __all__ = ["Signer", "message_head", "render_message", "render_usage", "shows_th
 JSON: TypeAlias = dict[str, Any]
 
 STOP = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
-INVALID = "__invalid_json__"
 
 
 def shows_thinking(request: ChatRequest) -> bool:
@@ -107,27 +105,9 @@ def _content(choice: Choice, thinking: bool, mint: Minter) -> list[JSON]:
 
 
 def _tool_use(call: ToolCall, mint: Minter) -> JSON:
-    return {"type": "tool_use", "id": tool_id(call.id, mint), "name": call.name, "input": _input(call.arguments)}
-
-
-def _input(arguments: str) -> JSON:
-    """Arguments as the object that Anthropic promises. What is none is handed over under a key of its own, which no
-    tool's schema has: the client's validation sees what the model wrote, and nothing runs with invented arguments."""
-    if not arguments.strip():
-        return {}
-    try:
-        value = orjson.loads(arguments)
-    except orjson.JSONDecodeError:
-        return {INVALID: arguments}
-    if isinstance(value, dict) and _writable(value):
-        return value
-    return {INVALID: arguments}
-
-
-def _writable(value: JSON) -> bool:
-    """Whether the object can be written again inside a message (orjson reads deeper than it writes)."""
-    try:
-        orjson.dumps([[[[value]]]])
-    except orjson.JSONEncodeError:
-        return False
-    return True
+    return {
+        "type": "tool_use",
+        "id": tool_id(call.id, mint),
+        "name": call.name,
+        "input": arguments_object(call.arguments),
+    }

@@ -1,0 +1,64 @@
+"""`POST /api/chat`."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, TypeAlias
+
+from velollm.api.ollama.answer import Clock, done_reason, head, metrics, render_logprobs, render_message
+from velollm.api.ollama.conversation import read_messages
+from velollm.api.ollama.options import SHARED, read_shared
+from velollm.api.ollama.stream import LineStream
+from velollm.api.openai.tools import parse_tooling
+from velollm.api.values import get_bool, rest
+from velollm.messages import ChatAnswer, ChatRequest, Choice, RequestContext, Source
+
+__all__ = ["Chat"]
+
+JSON: TypeAlias = dict[str, Any]
+
+KNOWN = SHARED | {"messages", "tools", "tool_choice", "parallel_tool_calls"}
+
+
+class Chat:
+    """The chat endpoint. `tool_choice` and `parallel_tool_calls` are understood as OpenAI spells them, though Ollama
+    itself knows neither."""
+
+    wire: ClassVar[str] = "ollama.chat"
+    dialect: ClassVar[str] = "ollama"
+    stream_type: ClassVar[str] = "application/x-ndjson"
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock or Clock()
+
+    def parse(self, payload: JSON, body: bytes, context: RequestContext) -> ChatRequest:
+        """Validate and translate; without messages the request only loads the model."""
+        tooling = parse_tooling({key: payload[key] for key in ("tools", "tool_choice") if key in payload})
+        return ChatRequest(
+            **read_shared(payload),
+            messages=read_messages(payload),
+            tools=tooling.tools,
+            tool_choice=tooling.choice,
+            parallel_tool_calls=get_bool(payload, "parallel_tool_calls"),
+            extra=rest(payload, KNOWN),
+            source=Source(wire=self.wire, body=body, payload=payload),
+            context=context,
+        )
+
+    def render(self, request: ChatRequest, answer: ChatAnswer) -> JSON:
+        """The one object of a whole answer; its first choice, for there is never another."""
+        choice = answer.choices[0] if answer.choices else Choice()
+        body: JSON = {
+            **head(request, answer.meta, self._clock),
+            "message": render_message(choice, request, self._clock.mint),
+            "done": True,
+            "done_reason": done_reason(request, choice.finish_reason),
+            **metrics(answer.usage, request, self._clock.monotonic()),
+            **render_logprobs(choice.logprobs),
+        }
+        if request.context.trailer:
+            body["velollm"] = request.context.trailer
+        return body
+
+    def stream(self, request: ChatRequest) -> LineStream:
+        """A renderer of lines."""
+        return LineStream(request, self.wire, self._clock)

@@ -1,0 +1,81 @@
+"""`POST /api/generate`: one prompt, with the model's template around it, or `raw` without."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, TypeAlias
+
+from velollm.api.ollama.answer import Clock, done_reason, head, metrics, render_logprobs, render_message
+from velollm.api.ollama.conversation import read_images
+from velollm.api.ollama.options import SHARED, read_shared
+from velollm.api.ollama.stream import LineStream
+from velollm.api.values import get_bool, get_int_list, get_str, rest
+from velollm.errors import UnsupportedError
+from velollm.messages import ChatAnswer, ChatRequest, Choice, Message, RequestContext, Source, TextPart
+
+__all__ = ["Generate"]
+
+JSON: TypeAlias = dict[str, Any]
+
+KNOWN = SHARED | {"prompt", "suffix", "system", "raw", "images", "template", "context"}
+
+
+class Generate:
+    """The generate endpoint. `template` and `context` travel among the request's extra fields, for Ollama alone has
+    them; empty ones, as Go's client sends them, are none."""
+
+    wire: ClassVar[str] = "ollama.generate"
+    dialect: ClassVar[str] = "ollama"
+    stream_type: ClassVar[str] = "application/x-ndjson"
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock or Clock()
+
+    def parse(self, payload: JSON, body: bytes, context: RequestContext) -> ChatRequest:
+        """Validate and translate; without a prompt the request only loads the model."""
+        system = get_str(payload, "system")
+        messages = [Message(role="system", content=system)] if system else []
+        prompt: str | None = get_str(payload, "prompt") or ""
+        raw = get_bool(payload, "raw") or False
+        images = read_images(payload)
+        if images and raw:
+            raise UnsupportedError("images cannot be placed in a raw prompt: leave out raw or images", param="images")
+        if images and prompt:
+            messages.append(Message(role="user", content=[TextPart(text=prompt), *images]))
+            prompt = None
+        extra = rest(payload, KNOWN)
+        extra.update({key: value for key, value in self._ollamas(payload).items() if value})
+        return ChatRequest(
+            **read_shared(payload),
+            messages=messages,
+            prompt=prompt,
+            suffix=get_str(payload, "suffix") or None,
+            raw=raw,
+            extra=extra,
+            source=Source(wire=self.wire, body=body, payload=payload),
+            context=context,
+        )
+
+    def _ollamas(self, payload: JSON) -> JSON:
+        return {"template": get_str(payload, "template"), "context": get_int_list(payload, "context", low=0)}
+
+    def render(self, request: ChatRequest, answer: ChatAnswer) -> JSON:
+        """The one object of a whole answer."""
+        choice = answer.choices[0] if answer.choices else Choice()
+        said = render_message(choice, request, self._clock.mint)
+        del said["role"]
+        body: JSON = {
+            **head(request, answer.meta, self._clock),
+            "response": said.pop("content"),
+            **said,
+            "done": True,
+            "done_reason": done_reason(request, choice.finish_reason),
+            **metrics(answer.usage, request, self._clock.monotonic()),
+            **render_logprobs(choice.logprobs),
+        }
+        if request.context.trailer:
+            body["velollm"] = request.context.trailer
+        return body
+
+    def stream(self, request: ChatRequest) -> LineStream:
+        """A renderer of lines."""
+        return LineStream(request, self.wire, self._clock)
