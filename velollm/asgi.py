@@ -7,12 +7,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 from velollm.errors import BodyTooLarge, RequestError
 
-__all__ = ["ASGIApp", "ClientLeft", "DisconnectWatch", "Message", "Receive", "Responder", "Scope", "Send", "read_body"]
+__all__ = [
+    "OUTER_SCOPE",
+    "ASGIApp",
+    "ClientLeft",
+    "DisconnectWatch",
+    "Message",
+    "Receive",
+    "Responder",
+    "Scope",
+    "Send",
+    "read_body",
+]
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -20,6 +32,10 @@ Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers: TypeAlias = list[tuple[bytes, bytes]]
+
+# The request that is being served. What servers and frameworks outside of VeloLLM have put into its scope (`app`,
+# `state`, `session`, a matched route) belongs to the app's request as well.
+OUTER_SCOPE: ContextVar[Scope | None] = ContextVar("OUTER_SCOPE", default=None)
 
 
 class ClientLeft(Exception):

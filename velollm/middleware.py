@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from velollm.asgi import ASGIApp, Message, Receive, Scope, Send
+from velollm.asgi import OUTER_SCOPE, ASGIApp, Message, Receive, Scope, Send
 from velollm.backend import Backend, open_backend
 from velollm.door import Door
 from velollm.exchange import dialect_of
@@ -69,6 +69,8 @@ class VeloLLM:
         if scope["type"] == "http":
             path = self.path(scope["path"], scope.get("root_path", ""))
             if path is not None and self.knows(scope["method"], path):
+                if self.wraps:
+                    OUTER_SCOPE.set(scope)
                 await self.door.serve(scope, receive, send, path)
                 return
         elif scope["type"] == "lifespan":

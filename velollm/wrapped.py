@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 import httpx
 
-from velollm.asgi import ASGIApp, Message
+from velollm.asgi import OUTER_SCOPE, ASGIApp, Message
 from velollm.backend import Limits
 from velollm.contrib.openai import OpenAIBackend
 from velollm.errors import BackendProtocolError, BackendRefused
@@ -71,6 +71,7 @@ class AppTransport(httpx.AsyncBaseTransport):
 def _scope(request: httpx.Request) -> dict[str, Any]:
     path, _, query = request.url.raw_path.partition(b"?")
     return {
+        **(OUTER_SCOPE.get() or {}),
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.4"},
         "http_version": "1.1",
