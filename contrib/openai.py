@@ -25,6 +25,7 @@ from velollm.api.openai.upstream import (
 from velollm.api.openai.vectors import decode_embeddings
 from velollm.api.sse import SSEDecoder
 from velollm.backend import Backend, Capabilities, HttpRequest, HttpResponse, Limits
+from velollm.continuation import Kept, Proofs, Said, check_resumable, ended, is_greedy, prefilled, rest, safe_boundary
 from velollm.errors import (
     BackendProtocolError,
     BackendRefused,
@@ -44,6 +45,7 @@ logger = logging.getLogger("velollm.openai")
 JSON: TypeAlias = dict[str, Any]
 
 PATHS = {"openai.chat": "/chat/completions", "openai.completions": "/completions"}
+CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
 TRACING = ("traceparent", "tracestate")
 
 
@@ -67,6 +69,7 @@ class OpenAIBackend(Backend):
     ) -> None:
         root, self.prefix = _root_and_prefix(url)
         self.name = name or urlsplit(root).netloc
+        self._proofs = Proofs()
         sent = {**headers, "authorization": f"Bearer {api_key}"} if api_key else headers
         self.upstream = Upstream(root, name=self.name, limits=limits, headers=sent, transport=transport)
 
@@ -95,6 +98,32 @@ class OpenAIBackend(Backend):
         if decoder.skipped:
             logger.warning("%s sent %d events that could not be read", self.name, decoder.skipped)
         decoder.close()
+
+    async def resumes(self, model: str) -> bool:
+        """Whether it goes on with answers exactly: tried once for each model."""
+        return await self._proofs.ask(self, model)
+
+    async def resume(self, request: ChatRequest, said: Said) -> AsyncGenerator[ChatEvent, None]:
+        """Go on with an answer by a last turn of the assistant that is not over, as vLLM and SGLang take it.
+
+        What comes always alike is cut back to the beginning of a word, where tokens begin for certain.
+        """
+        check_resumable(request, said)
+        if request.frequency_penalty or request.presence_penalty:
+            raise UnsupportedError("the answer cannot be continued: its own words count for its penalties")
+        pieces = safe_boundary(said.pieces) if is_greedy(request) else len(said.pieces)
+        text = "".join(said.pieces[:pieces])
+        kept = Kept(pieces=pieces, tokens=await self._count(request, text, pieces))
+        merge = request.extra.get("continue_final_message") is True
+        asked = prefilled(request, text, merge=merge, extra=CONTINUE) if text else request.replace(stream=True)
+        if request.max_tokens is not None:
+            asked = asked.replace(max_tokens=request.max_tokens - kept.tokens)
+            if request.max_tokens <= kept.tokens:
+                yield ended(kept)
+                return
+        async with aclosing(rest(self.chat(asked), request, said, kept)) as events:
+            async for event in events:
+                yield event
 
     async def models(self) -> list[ModelInfo]:
         """What `GET /v1/models` lists."""
@@ -160,6 +189,15 @@ class OpenAIBackend(Backend):
             return await self.upstream.post_json(path, body, headers=headers)
         except BackendRefused as error:
             raise _explained(error) from error
+
+    async def _count(self, request: ChatRequest, text: str, pieces: int) -> int:
+        """The tokens of a partial answer. Where they cannot be counted and nothing hangs on it, its pieces."""
+        try:
+            return len(await self.tokenize(request.model, text)) if text else 0
+        except UnsupportedError:
+            if request.max_tokens is not None:
+                raise
+            return pieces
 
     async def _tokenizer(self, verb: str, body: JSON) -> JSON:
         """Ask `/tokenize` or `/detokenize`, which lie beside `/v1`, not below it."""

@@ -15,6 +15,7 @@ from typing import Any, Protocol, Self, cast
 
 import attrs
 
+from velollm.continuation.said import Said
 from velollm.errors import ConfigError, PathNotFound, UnsupportedError
 from velollm.messages import ChatEvent, ChatRequest, Embeddings, EmbedRequest, ModelInfo
 
@@ -104,6 +105,17 @@ class Backend(Protocol):
         """What is served."""
         ...
 
+    async def resumes(self, model: str) -> bool:
+        """Whether it was proved that `resume` goes on with answers of `model` exactly."""
+        return False
+
+    def resume(self, request: ChatRequest, said: Said) -> AsyncGenerator[ChatEvent, None]:
+        """Go on with an answer that was interrupted when it had `said` something: its rest, and the usage of the whole.
+
+        Raises `UnsupportedError` before the first event where that is not possible exactly; see `velollm.continuation`.
+        """
+        raise UnsupportedError(f"{self.name} cannot go on with an answer")
+
     async def embed(self, request: EmbedRequest) -> Embeddings:
         """One vector an input."""
         raise UnsupportedError(f"{self.name} cannot embed")
@@ -164,6 +176,12 @@ class Layer(Backend):
 
     def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         return self.inner.chat(request)
+
+    async def resumes(self, model: str) -> bool:
+        return await self.inner.resumes(model)
+
+    def resume(self, request: ChatRequest, said: Said) -> AsyncGenerator[ChatEvent, None]:
+        return self.inner.resume(request, said)
 
     async def models(self) -> list[ModelInfo]:
         return await self.inner.models()

@@ -17,6 +17,7 @@ import httpx
 import orjson
 
 from velollm.backend import Backend, Capabilities, HttpRequest, HttpResponse, Limits, open_backend
+from velollm.continuation import Said
 from velollm.errors import BackendUnreachable, ConfigError, VeloError
 from velollm.messages import ChatEvent, ChatRequest, Embeddings, EmbedRequest, ModelInfo
 from velollm.transport import Upstream
@@ -224,6 +225,21 @@ class ProbedBackend(Backend):
         inner = await self._engine()
         try:
             async with aclosing(inner.chat(request)) as events:
+                async for event in events:
+                    yield event
+        except BackendUnreachable:
+            self._stale = True
+            raise
+
+    async def resumes(self, model: str) -> bool:
+        """Whether it was proved that `resume` is exact."""
+        return await self._noting(lambda inner: inner.resumes(model))
+
+    async def resume(self, request: ChatRequest, said: Said) -> AsyncGenerator[ChatEvent, None]:
+        """Go on with an answer that was interrupted."""
+        inner = await self._engine()
+        try:
+            async with aclosing(inner.resume(request, said)) as events:
                 async for event in events:
                     yield event
         except BackendUnreachable:

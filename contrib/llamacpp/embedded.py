@@ -15,6 +15,7 @@ import attrs
 import httpx
 
 from velollm.backend import Backend, Capabilities, HttpRequest, HttpResponse, Limits
+from velollm.continuation import Said
 from velollm.contrib.llamacpp.crashes import Crashes
 from velollm.contrib.llamacpp.local_model import describe, locate, model_name
 from velollm.contrib.llamacpp.plan import make_plan, this_machine
@@ -134,6 +135,18 @@ class EmbeddedBackend(Backend):
             except BackendTimeout:
                 await self._end_if_stuck(running)
                 raise
+
+    async def resumes(self, model: str) -> bool:
+        """Whether it was proved that `resume` is exact."""
+        self._check(model)
+        return await self._ask(lambda server: server.resumes(self.model))
+
+    async def resume(self, request: ChatRequest, said: Said) -> AsyncGenerator[ChatEvent, None]:
+        """Go on with an answer that was interrupted."""
+        running = await self._serving()
+        async with aclosing(running.server.resume(self._named(request), said)) as events:
+            async for event in events:
+                yield event
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
         """One vector an input: by the pooling that the model was trained for, else the mean over its tokens."""

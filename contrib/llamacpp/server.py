@@ -17,8 +17,10 @@ import httpx
 
 from velollm.api.openai.upstream import encode_chat, wire_of
 from velollm.backend import Capabilities, Limits
+from velollm.continuation import Kept, Said, Token, check_resumable, ended, rest
 from velollm.contrib.llamacpp.forced import CallReader, ForcedCall, forced_call
 from velollm.contrib.llamacpp.properties import ServerProperties, read_model, read_properties
+from velollm.contrib.llamacpp.resumed import rest_of, said_tokens
 from velollm.contrib.llamacpp.toolless import has_tool_turns, tell_tools
 from velollm.contrib.openai import OpenAIBackend
 from velollm.errors import (
@@ -91,14 +93,21 @@ class LlamaServerBackend(OpenAIBackend):
 
     async def count_tokens(self, request: ChatRequest) -> int:
         """Tokens of the prompt as the model sees it, by `/apply-template` and `/tokenize`."""
-        if request.raw and isinstance(request.prompt, str):
-            return len(await self.tokenize(request.model, request.prompt, add_special=True))
-        if isinstance(request.prompt, list):
-            return len(request.prompt)
-        prompt = (await self._tokenizer("apply-template", encode_chat(await self._told(request)))).get("prompt")
-        if not isinstance(prompt, str):
-            raise BackendProtocolError(f"{self.name} answered without a prompt", backend=self.name)
-        return len(await self.tokenize(request.model, prompt, add_special=True))
+        return len(await self._prompt(request))
+
+    async def resume(self, request: ChatRequest, said: Said) -> AsyncGenerator[ChatEvent, None]:
+        """Go on with an answer, by the token ids of prompt and answer."""
+        check_resumable(request, said)
+        prompt = await self._prompt(request)
+        known = await said_tokens(said.pieces, lambda text: self._pieces(request.model, text))
+        kept = Kept(pieces=known.pieces, tokens=len(known.ids), prompt=len(prompt))
+        asked = rest_of(request, prompt, known)
+        if asked.max_tokens is not None and asked.max_tokens <= 0:
+            yield ended(kept)
+            return
+        async with aclosing(rest(super().chat(asked), request, said, kept)) as events:
+            async for event in events:
+                yield event
 
     async def ready(self) -> None:
         """Return when the model is loaded; raise `BackendUnreachable` while it is not."""
@@ -127,6 +136,26 @@ class LlamaServerBackend(OpenAIBackend):
         return found
 
     # ---- inside ----
+
+    async def _prompt(self, request: ChatRequest) -> list[int]:
+        """The token ids of the prompt as the model sees it."""
+        if isinstance(request.prompt, list):
+            return request.prompt
+        if request.raw and isinstance(request.prompt, str):
+            return await self.tokenize(request.model, request.prompt, add_special=True)
+        prompt = (await self._tokenizer("apply-template", encode_chat(await self._told(request)))).get("prompt")
+        if not isinstance(prompt, str):
+            raise BackendProtocolError(f"{self.name} answered without a prompt", backend=self.name)
+        return await self.tokenize(request.model, prompt, add_special=True)
+
+    async def _pieces(self, model: str, text: str) -> list[Token]:
+        """The tokens of `text`, which is no beginning, with the bytes of each."""
+        body = {"content": text, "with_pieces": True, "parse_special": False, "add_special": False}
+        answer = await self._tokenizer("tokenize", {**body, **({"model": model} if model else {})})
+        try:
+            return [(int(token["id"]), _raw(token["piece"])) for token in answer["tokens"]]
+        except (KeyError, TypeError, ValueError):
+            raise UnsupportedError(f"{self.name} does not say which text its tokens stand for") from None
 
     def _once(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         if request.tools or has_tool_turns(request) or request.suffix is not None or request.echo or request.logprobs:
@@ -209,6 +238,11 @@ class LlamaServerBackend(OpenAIBackend):
             if meant is error:
                 raise
             raise meant from error
+
+
+def _raw(piece: str | list[int]) -> bytes:
+    """The bytes of a token; llama-server lists them where they are no whole characters."""
+    return piece.encode() if isinstance(piece, str) else bytes(piece)
 
 
 def _openai_url(url: str) -> str:
