@@ -194,6 +194,32 @@ async def test_wraps_an_app_that_serves_the_api_already(host: Any) -> None:
             assert "".join(json.loads(line)["message"]["content"] for line in lines) == "I am streamed"
 
 
+async def test_a_wrapped_app_sees_its_own_client() -> None:
+    from starlette.applications import Starlette
+    from starlette.routing import Route
+
+    seen: list[Request] = []
+
+    async def chat(request: Request) -> Response:
+        seen.append(request)
+        assert (await request.json())["messages"]
+        return JSONResponse(OWN_ANSWER)
+
+    app = Starlette(routes=[Route("/v1/chat/completions", chat, methods=["POST"])])
+    app.add_middleware(VeloLLM)
+    headers = {"authorization": "Bearer own", "cookie": "session=1", "accept-encoding": "gzip", "x-own": "yes"}
+    async with client(app) as http:
+        assert (await http.post("/v1/chat/completions?x=1", json=QUESTION, headers=headers)).status_code == 200
+    (request,) = seen
+    assert request.headers["authorization"] == "Bearer own"
+    assert request.cookies == {"session": "1"}
+    assert request.headers["host"] == "host"
+    assert request.headers["x-own"] == "yes"
+    assert request.headers.getlist("content-length") == [str(len(await request.body()))]
+    assert request.headers["accept-encoding"] == "identity"
+    assert request.app is app
+
+
 async def test_mounted_below_a_prefix_in_starlette() -> None:
     from starlette.applications import Starlette
     from starlette.routing import Mount
@@ -336,6 +362,29 @@ def test_wsgi_wraps_an_app_that_serves_the_api(wsgi: Any, wsgi_host: Any) -> Non
         assert anthropic["content"][0]["text"] == "I am the app"
         lines = http.post("/api/chat", json=QUESTION).text.splitlines()
         assert "".join(json.loads(line)["message"]["content"] for line in lines) == "I am streamed"
+
+
+def test_a_wrapped_wsgi_app_sees_its_own_client(wsgi: Any) -> None:
+    from flask import Flask, request
+
+    app = Flask("test")
+    seen: dict[str, str] = {}
+
+    @app.post("/v1/chat/completions")
+    def chat() -> Any:
+        seen.update(request.headers, app=request.environ["own.key"])
+        assert request.get_json()["messages"]
+        return OWN_ANSWER
+
+    def outer(environ: dict[str, Any], start_response: Any) -> Any:
+        return velo({**environ, "own.key": "kept"}, start_response)
+
+    with wsgi(app.wsgi_app) as http:
+        velo = http._transport.app
+        http._transport.app = outer
+        headers = {"authorization": "Bearer own", "cookie": "session=1"}
+        assert http.post("/v1/chat/completions", json=QUESTION, headers=headers).status_code == 200
+    assert (seen["Authorization"], seen["Cookie"], seen["app"]) == ("Bearer own", "session=1", "kept")
 
 
 def test_wsgi_streams_piece_by_piece_and_cancels_when_closed(wsgi_host: Any) -> None:

@@ -84,13 +84,13 @@ def level(module: str) -> int:
         return LEVEL[part]
     if part == "":
         return -1  # the package itself: names nothing but its version
-    around = {LEVEL["backend"], LEVEL["transport"]}
-    return LAYER if any(level(name) in around for name in own_imports(module)) else CORE
+    known = {name.split(".")[1] for name in own_imports(module)}
+    return LAYER if known & {"backend", "transport"} else CORE
 
 
 @cache
 def own_imports(module: str) -> list[str]:
-    return [name for name, _ in imports(modules()[module]) if name.split(".")[0] == "velollm"]
+    return [name for name, _ in imports(modules()[module]) if name.startswith("velollm.")]
 
 
 def same_subject(module: str, other: str) -> bool:

@@ -14,6 +14,7 @@ from typing import Any, Self, TypeAlias
 from velollm.errors import BodyTooLarge, RequestError
 
 __all__ = [
+    "ENVIRON",
     "OUTER_SCOPE",
     "ASGIApp",
     "ClientLeft",
@@ -33,9 +34,11 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 
-# The request that is being served. What servers and frameworks outside of VeloLLM have put into its scope (`app`,
-# `state`, `session`, a matched route) belongs to the app's request as well.
+# The request that is being served, where the app below is asked in turn: who its client is, and what servers and
+# frameworks have put into its scope (`app`, `state`, `session`, a matched route), belongs to the app's request as well.
 OUTER_SCOPE: ContextVar[Scope | None] = ContextVar("OUTER_SCOPE", default=None)
+# The key under which a scope that was made of a WSGI environ holds it.
+ENVIRON = "velollm.environ"
 
 
 class ClientLeft(Exception):

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="velollm",
-        description="The autopilot for local LLM inference, in front of Ollama, llama.cpp or any OpenAI-compatible server.",
+        description="The autopilot for local LLM inference, in front of Ollama, llama.cpp or any OpenAI API.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

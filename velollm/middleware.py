@@ -69,9 +69,7 @@ class VeloLLM:
         if scope["type"] == "http":
             path = self.path(scope["path"], scope.get("root_path", ""))
             if path is not None and self.knows(scope["method"], path):
-                if self.wraps:
-                    OUTER_SCOPE.set(scope)
-                await self.door.serve(scope, receive, send, path)
+                await self._serve(scope, receive, send, path)
                 return
         elif scope["type"] == "lifespan":
             await self._lifespan(scope, receive, send)
@@ -80,6 +78,16 @@ class VeloLLM:
             await self.app(scope, receive, send)
         else:
             await _refuse(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
+        if not self.wraps:
+            await self.door.serve(scope, receive, send, path)
+            return
+        token = OUTER_SCOPE.set(scope)
+        try:
+            await self.door.serve(scope, receive, send, path)
+        finally:
+            OUTER_SCOPE.reset(token)
 
     def path(self, path: str, root_path: str = "") -> str | None:
         """`path` relative to where VeloLLM is mounted and to its prefix; None when it lies outside."""

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable
-from typing import Any, cast
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+from typing import TypeAlias, cast
 from urllib.parse import unquote
 
 import httpx
 
-from velollm.asgi import OUTER_SCOPE, ASGIApp, Message
+from velollm.asgi import OUTER_SCOPE, ASGIApp, Message, Scope
 from velollm.backend import Limits
 from velollm.contrib.openai import OpenAIBackend
 from velollm.errors import BackendProtocolError, BackendRefused
 from velollm.messages import ModelInfo
 
-__all__ = ["AppTransport", "WrappedApp"]
+__all__ = ["AppTransport", "WrappedApp", "passed_headers"]
 
+Header: TypeAlias = tuple[bytes, bytes]
+
+OF_THE_BODY = frozenset({b"content-length", b"content-encoding", b"transfer-encoding", b"expect", b"connection"})
 # Bytes of an answer that wait for the reader before the app's `send` does.
 WINDOW = 256 * 1024
 
@@ -68,24 +71,38 @@ class AppTransport(httpx.AsyncBaseTransport):
         return httpx.Response(call.status, headers=call.headers, stream=call)
 
 
-def _scope(request: httpx.Request) -> dict[str, Any]:
+def _scope(request: httpx.Request) -> Scope:
+    """The scope for the app: as its own client sent it, credentials and all, with our question in place of the body."""
     path, _, query = request.url.raw_path.partition(b"?")
+    caller = OUTER_SCOPE.get() or {}
+    root: str = caller.get("root_path", "")
+    mount = root if root and caller["path"].startswith(root) else ""  # some servers leave it out of `path`
+    own = [(name.lower(), value) for name, value in request.headers.raw]
+    headers = passed_headers(caller.get("headers", ()), own)
     return {
-        **(OUTER_SCOPE.get() or {}),
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.4"},
         "http_version": "1.1",
-        "method": request.method,
         "scheme": request.url.scheme,
-        "path": unquote(path.decode("ascii")),
-        "raw_path": path,
-        "query_string": query,
-        "root_path": "",
-        "headers": [(name.lower(), value) for name, value in request.headers.raw],
         "client": ("127.0.0.1", 0),
         "server": (request.url.host, request.url.port or 80),
+        "root_path": "",
         "extensions": {},
+        **caller,
+        "method": request.method,
+        "path": mount + unquote(path.decode("ascii")),
+        "raw_path": mount.encode() + path,
+        "query_string": query,
+        "headers": headers,
     }
+
+
+def passed_headers(caller: Iterable[Header], own: list[Header]) -> list[Header]:
+    """The caller's headers but those that speak of its body; `own` count more, except for the host."""
+    said = {name for name, _ in own if name != b"host"} | OF_THE_BODY
+    kept = [(name, value) for name, value in caller if name not in said]
+    named = any(name == b"host" for name, _ in kept)
+    return kept + [(name, value) for name, value in own if name != b"host" or not named]
 
 
 def _body(request: httpx.Request) -> AsyncIterable[bytes] | bytes:
@@ -112,7 +129,7 @@ class _Call(httpx.AsyncByteStream):
         self._drained = asyncio.Event()
         self._closed = asyncio.Event()
 
-    async def run(self, app: ASGIApp, scope: dict[str, Any]) -> None:
+    async def run(self, app: ASGIApp, scope: Scope) -> None:
         try:
             await app(scope, self._receive, self._send)
         except Exception as error:  # whatever the app raises is its answer, told to whoever reads it

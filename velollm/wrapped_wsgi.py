@@ -12,7 +12,9 @@ from urllib.parse import unquote_to_bytes
 
 import httpx
 
+from velollm.asgi import OUTER_SCOPE, ENVIRON
 from velollm.errors import BackendProtocolError
+from velollm.wrapped import passed_headers
 
 __all__ = ["WSGITransport"]
 
@@ -102,26 +104,33 @@ class _Call(httpx.AsyncByteStream):
 
 
 def _environ(request: httpx.Request, body: bytes) -> dict[str, Any]:
+    """The environ for the app: that of its own client, with our question in place of the body."""
     path, _, query = request.url.raw_path.partition(b"?")
+    caller = OUTER_SCOPE.get() or {}
+    given: dict[str, Any] = caller.get(ENVIRON, {})
     environ: dict[str, Any] = {
-        "REQUEST_METHOD": request.method,
         "SCRIPT_NAME": "",
-        "PATH_INFO": unquote_to_bytes(path).decode("latin-1"),
-        "QUERY_STRING": query.decode("latin-1"),
         "SERVER_NAME": request.url.host,
         "SERVER_PORT": str(request.url.port or 80),
         "SERVER_PROTOCOL": "HTTP/1.1",
         "REMOTE_ADDR": "127.0.0.1",
-        "CONTENT_LENGTH": str(len(body)),
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": request.url.scheme,
-        "wsgi.input": io.BytesIO(body),
         "wsgi.errors": sys.stderr,
-        "wsgi.multithread": True,
         "wsgi.multiprocess": False,
         "wsgi.run_once": False,
+        **{key: value for key, value in given.items() if not key.startswith("HTTP_")},
+        "REQUEST_METHOD": request.method,
+        "PATH_INFO": unquote_to_bytes(path).decode("latin-1"),
+        "QUERY_STRING": query.decode("latin-1"),
+        "CONTENT_LENGTH": str(len(body)),
+        "wsgi.input": io.BytesIO(body),
+        "wsgi.multithread": True,
     }
-    for name, value in request.headers.items():
-        key = name.upper().replace("-", "_")
-        environ[key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}"] = value
+    for key in ("REQUEST_URI", "RAW_URI"):  # of servers' own: they name the path that was asked
+        environ.pop(key, None)
+    own = [(name.lower(), value) for name, value in request.headers.raw]
+    for name, value in passed_headers(caller.get("headers", ()), own):
+        key = name.decode("latin-1").upper().replace("-", "_")
+        environ[key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}"] = value.decode("latin-1")
     return environ

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias, cast
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from velollm.asgi import Message, Scope
+from velollm.asgi import ENVIRON, Message, Scope
 from velollm.middleware import VeloLLM
 
 __all__ = ["VeloWSGI"]
@@ -225,4 +225,5 @@ def _scope(environ: Environ, path: str) -> Scope:
         "headers": headers,
         "client": (environ.get("REMOTE_ADDR", ""), 0),
         "server": (environ.get("SERVER_NAME", ""), int(environ.get("SERVER_PORT") or 0)),
+        ENVIRON: environ,  # for an app below that is asked in turn
     }
