@@ -12,7 +12,7 @@ from urllib.parse import unquote_to_bytes
 
 import httpx
 
-from velollm.asgi import OUTER_SCOPE, ENVIRON
+from velollm.asgi import ENVIRON, OUTER_SCOPE
 from velollm.errors import BackendProtocolError
 from velollm.wrapped import passed_headers
 
