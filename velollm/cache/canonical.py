@@ -3,6 +3,8 @@
 What is taken away can never change the answer. Anything subtler is left to the frames and guards of the semantic tier.
 """
 
+# ruff: noqa: E501  # a rule is one line
+
 from __future__ import annotations
 
 import re

@@ -12,75 +12,32 @@ import attrs
 
 from .canonical import Canonical
 from .frame_rules import FRAMES, REWRITES
-from .lexicon import ARTICLES, CONTAINERS, PLATFORMS, PREPOSITIONS
+from .lexicon import (
+    ABOUT_WORDS,
+    ANYONE,
+    ARTICLES,
+    CONTAINERS,
+    EVERYONE,
+    FRONTED,
+    KEEPS_NEGATION,
+    MAKING_FOOD,
+    MEDIUMS,
+    MODALS,
+    OWNERS,
+    PLATFORMS,
+    POSSESSED,
+    PREPOSITIONS,
+    PRESENT_FORMS,
+    SUBORDINATORS,
+    TENSES,
+)
 from .tokens import is_verbatim
 from .words import base_of_gerund, base_of_past, stem, synonyms
 
 __all__ = ["Form", "parse"]
 
-_TENSES = {"was": "past", "were": "past", "did": "past", "will": "future", "shall": "future", "had": "past"}
-_PRESENT = frozenset(["is", "are", "am", "do", "does"])
-_MODALS = {
-    "can": "can",
-    "could": "can",
-    "should": "should",
-    "would": "would",
-    "must": "must",
-    "may": "may",
-    "might": "may",
-}
-_POSSESSED = frozenset(["my", "your", "our", "his", "her", "their", "this", "that", "these", "those"])
-_HOWTO_DROPS = frozenset(["my", "your", "our", "own"])
-_PREPARING = frozenset(["make", "prepare", "cook"])
-_ANYONE = frozenset("you we one".split())
-_SPEAKS_OF_WORDS = frozenset(
-    "word words synonym synonyms antonym antonyms spell spelling spelled pronounce pronunciation rhyme rhymes etymology plural"
-    " singular translate translation say phrase idiom tense conjugate verb noun adjective syllables letter letters".split()
-)
-_EVERYONE = frozenset(["we", "people", "humans", "one"])
-_MEDIUMS = frozenset(["in", "on", "with", "using", "via", "within", "inside", "through", "by"])
-_FRONT = frozenset(
-    [
-        "in",
-        "on",
-        "with",
-        "using",
-        "for",
-        "during",
-        "at",
-        "under",
-        "from",
-        "as",
-        "after",
-        "before",
-        "inside",
-        "within",
-        "throughout",
-    ]
-)
-_SUBORDINATE = frozenset("when if while to".split())
 _CLAUSE_START = re.compile(r"(?:what|which|who|when|where|why|how)\b")
 _QUESTION_START = re.compile(r"(?:what|which|who|when|where|why|how|is|are|can|could|should|do|does|did|will|would)\b")
-_NOT_BREAKERS = frozenset(
-    [
-        "to",
-        "that",
-        "and",
-        "or",
-        "if",
-        "because",
-        "which",
-        "who",
-        "where",
-        "so",
-        "make",
-        "let",
-        "get",
-        "keep",
-        "stop",
-        "have",
-    ]
-)
 
 
 @attrs.frozen(kw_only=True)
@@ -112,10 +69,10 @@ def parse(canonical: Canonical) -> Form | None:
 def _unfront(sentence: str) -> str:
     """`In Excel, how do I ...` → `how do I ... in Excel`. `Python: how ...` arrives as a payload and is left alone."""
     first, _, rest = sentence.partition(" ")
-    if first in _SUBORDINATE:
+    if first in SUBORDINATORS:
         front, _, main = sentence.partition(" , ")
         return f"{main} {front}" if _QUESTION_START.match(main) else sentence
-    if first in _FRONT:
+    if first in FRONTED:
         front, comma, main = sentence.partition(" , ")
         if comma and len(front.split()) <= 8:
             return f"{main} {front}"
@@ -131,7 +88,7 @@ def _frame(sentence: str) -> tuple[frozenset[str], set[str], str]:
         found = pattern.match(sentence)
         if found is not None:
             groups = found.groupdict()
-            moods = {m for word in (groups.get("aux") or "").split() if (m := _TENSES.get(word) or _MODALS.get(word))}
+            moods = {m for word in (groups.get("aux") or "").split() if (m := TENSES.get(word) or MODALS.get(word))}
             if "not" in (groups.get("neg") or ""):
                 moods.add("not")
             rest = groups["rest"] or ""
@@ -151,10 +108,10 @@ def _body(intents: frozenset[str], moods: set[str], rest: str, canonical: Canoni
         if word in ARTICLES or word == "some":
             after = stem(tokens[i + 1]) if i + 1 < len(tokens) else ""
             articles.append(("a" if word == "an" else word, after))
-        elif word == "'s" or (word in _PRESENT and before != "to") or (howto and word in _HOWTO_DROPS):
+        elif word == "'s" or (word in PRESENT_FORMS and before != "to") or (howto and word in OWNERS):
             continue
-        elif word in _TENSES or word in _MODALS:
-            moods.add(_TENSES.get(word) or _MODALS[word])
+        elif word in TENSES or word in MODALS:
+            moods.add(TENSES.get(word) or MODALS[word])
         elif word == "there" and before in ("is", "are", "was", "were", ""):
             continue
         else:
@@ -164,13 +121,13 @@ def _body(intents: frozenset[str], moods: set[str], rest: str, canonical: Canoni
     if howto and plain and (base := base_of_gerund(plain[0])) is not None:
         plain[0] = base
     if intents & {"HOWMUCH", "COUNT", "YESNO"} and moods & {"can", "should", "must"}:
-        plain[:] = ["i" if w in _ANYONE else w for w in plain]
-    if howto and len(plain) > 1 and plain[0] in _PREPARING and plain[1] not in PREPOSITIONS:
+        plain[:] = ["i" if w in ANYONE else w for w in plain]
+    if howto and len(plain) > 1 and plain[0] in MAKING_FOOD and plain[1] not in PREPOSITIONS:
         plain[0] = "make"
-    elif "WHY" in intents and plain and plain[0] in _EVERYONE:
+    elif "WHY" in intents and plain and plain[0] in EVERYONE:
         plain[0] = "people"
     stems = [t if is_verbatim(t) else stem(t) for t in plain]
-    if not (intents & {"MEAN", "STANDS"} or _SPEAKS_OF_WORDS.intersection(plain)):
+    if not (intents & {"MEAN", "STANDS"} or ABOUT_WORDS.intersection(plain)):
         stems = synonyms().unify(stems, canonical.names)
     body = _settle(stems)
     return Form(
@@ -196,8 +153,8 @@ def _inner_not(tokens: list[str], moods: set[str], intents: frozenset[str]) -> l
         return tokens
     at = tokens.index("not")
     subject = tokens[:at]
-    short = len(subject) <= 1 or (len(subject) <= 3 and subject[0] in _POSSESSED | ARTICLES)
-    if not short or _NOT_BREAKERS & set(subject):
+    short = len(subject) <= 1 or (len(subject) <= 3 and subject[0] in POSSESSED | ARTICLES)
+    if not short or KEEPS_NEGATION & set(subject):
         return tokens
     moods.add("not")
     return subject + tokens[at + 1 :]
@@ -219,7 +176,7 @@ def _settle(body: list[str]) -> list[str]:
     i = 0
     while i < len(body) - 1:
         ends = i + 2 == len(body) or body[i + 2] in PREPOSITIONS
-        if body[i] in _MEDIUMS and body[i + 1] in PLATFORMS and ends:
+        if body[i] in MEDIUMS and body[i + 1] in PLATFORMS and ends:
             moved += ["in", body[i + 1]]
             del body[i : i + 2]
         else:

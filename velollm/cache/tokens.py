@@ -35,7 +35,8 @@ _INITIALS = re.compile(r"(?:[A-Za-z]\.){2,}[A-Za-z]?\Z")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _PAYLOAD = re.compile(r":\s+(?=\S)")
 _PREAMBLE = re.compile(
-    r"(?:(?:hi|hello|hey)(?: there)?[,.! ]*)?(?:(?:so|ok|please|here is|here's|i have|i've got|i got|my|this is)\b[ ,]*)*"
+    r"(?:(?:hi|hello|hey)(?: there)?[,.! ]*)?"
+    r"(?:(?:so|ok|please|here is|here's|i have|i've got|i got|my|this is)\b[ ,]*)*"
     r"(?:(?:a|one|another|my|the|just|quick|short|simple|small|little|dumb|silly|stupid) )*"
     r"(?:questions?(?: (?:for you|is|about [\w ]{1,30}))?"
     r"|(?:(?:can|could|would) you )?(?:please )?help(?: me)?(?: out)?(?: with this)?)?\Z"
