@@ -20,11 +20,10 @@ LONGEST_SEMANTIC: Final = 480
 
 _TIME_BOUND = re.compile(
     r"\b(?:today(?:'s)?|tonight(?:'s)?|tomorrow(?:'s)?|yesterday(?:'s)?|right now|at the moment|as we speak|just now"
-    r"|this (?:morning|afternoon|evening|week|weekend|month)|last (?:night|week|weekend|month)|next (?:week"
-    r"|weekend|month)"
+    r"|(?:this|next|last) (?:week|weekend|month)|this (?:morning|afternoon|evening)|last night"
     r"|(?:what|which) (?:time|day|date|month|year) is (?:it|this)|what is the (?:time|date)|what's the (?:time|date)"
-    r"|current (?:time|date|day|weather|temperature|price|score)|(?:the )?time now|(?:what is|what's|how is"
-    r"|how's) the weather"
+    r"|current (?:time|date|day|weather|temperature|price|score)|(?:the )?time now|(?:what is|what's|how is|how's)"
+    r" the weather"
     r"|(?:weather|traffic|stock) (?:report|forecast)|latest (?:news|score|scores|headlines|price)|breaking news"
     r"|live score)\b"
 )
@@ -35,10 +34,9 @@ _DATED = re.compile(
     r"|up to date|as of)\b"
 )
 _PERSONAL = re.compile(
-    r"\b(?:my (?:full |first |last |own )?(?:name|age|birthday|previous|last)\b|who am i|am i|about me|(?:did"
-    r"|have|had) i"
-    r"|i (?:said|told|asked|mentioned|wrote|paid|sent)|(?:do|did|can|will) you remember|remember (?:me|when|what"
-    r"|that)|remind me"
+    r"\b(?:my (?:full |first |last |own )?(?:name|age|birthday|previous|last)\b|who am i|am i|about me"
+    r"|(?:did|have|had) i|i (?:said|told|asked|mentioned|wrote|paid|sent)|(?:do|did|can|will) you remember"
+    r"|remember (?:me|when|what|that)|remind me"
     r"|you (?:said|told|mentioned|wrote|just)|did you (?:say|mean|tell)|your (?:last|previous) (?:answer|message|reply)"
     r"|earlier|previously|as before|same as before)\b"
 )
@@ -50,6 +48,13 @@ _OWN_DATA = re.compile(
 )
 _RANDOM = re.compile(
     r"\b(?:random|randomly|surprise me|another|different one|one more|again|else|roll (?:a|the) dic?e|flip a coin)\b"
+)
+
+# Who asks for chance wants another answer the next time, even to the same words.
+_CHANCE = re.compile(
+    r"(?:please )?(?:(?:tell|give|show|pick|choose|suggest|say)(?: me| us)? (?:an?|any|some|one) (?:\w+ )?random\b"
+    r"(?! (?:variables?|forests?|walks?|access|seeds?|effects?))|surprise me|(?:roll|throw) (?:a|the|two) dic?e"
+    r"|(?:flip|toss) a coin|pick (?:a|any) (?:number|card))"
 )
 
 
@@ -114,6 +119,8 @@ def assess(body: Mapping[str, Any], prompt: str | None, controls: Controls, max_
     lowered = "" if prompt is None else prompt[:LONGEST_CANONICAL].lower().replace("\u2019", "'")
     if len(lowered) <= LONGEST_SEMANTIC and _TIME_BOUND.search(lowered):
         return _bypass("time-bound")
+    if body.get("temperature") != 0 and _CHANCE.match(lowered):
+        return _bypass("random")
     reason = _exact_only(body, messages, prompt)
     tiers: tuple[Tier, ...] = ("exact",)
     if not reason:

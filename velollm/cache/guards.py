@@ -15,28 +15,15 @@ from .canonical import Canonical
 from .frames import Form, parse
 from .lexicon import NEGATIONS, PLATFORMS, PREPOSITIONS, PRONOUNS, QUESTION_WORDS, UNITS
 from .tokens import is_verbatim
-from .words import is_slip, stem
+from .words import is_slip, is_slip_of_name, stem
 
 __all__ = ["Question", "Refusal", "judge", "read"]
 
+# Intents to which one and many are the same: `what are black holes` is `what is a black hole`.
 _LOOSE_NUMBER = frozenset(
-    [
-        "HOWTO",
-        "RECIPE",
-        "WHAT",
-        "WHATDO",
-        "WHY",
-        "HOW",
-        "COUNT",
-        "PURPOSE",
-        "WHERE",
-        "WHO",
-        "EXPLAIN",
-        "MEAN",
-        "TIPS",
-        "WHEN",
-    ]
-)
+    ["HOWTO", "RECIPE", "WHAT", "WHATDO", "WHY", "HOW", "COUNT", "PURPOSE", "WHERE", "WHO",
+     "EXPLAIN", "MEAN", "TIPS", "WHEN"]
+)  # fmt: skip
 _LOOSE_ARTICLE = frozenset(["HOWTO", "RECIPE", "TIPS"])
 _HEAD_LINKS = ("of", "in", "for", "on")
 _MAX_SLIPS = 3
@@ -158,9 +145,12 @@ def _mend(a: Canonical, b: Canonical) -> tuple[Canonical, Canonical] | None:
     stray_right = [t for t in dict.fromkeys(right) if t not in left and t not in (",", ".")]
     if len(stray_left) > _MAX_STRAY + 2 or len(stray_right) > _MAX_STRAY + 2:
         return None
+    names = a.names | b.names
     mended = 0
     for word in stray_left:
         for other in stray_right:
+            if names & {word, other} and not is_slip_of_name(word, other):
+                continue
             if is_slip(word, other):
                 left = [other if t == word else t for t in left]
             elif is_slip(other, word):

@@ -8,8 +8,10 @@ __all__ = [
     "ANYONE",
     "ARTICLES",
     "CASE_SENSITIVE",
+    "COMMON",
     "CONTAINERS",
     "CONTRACTIONS",
+    "ENDING_IE",
     "EVERYONE",
     "FRONTED",
     "GERUNDS",
@@ -184,6 +186,12 @@ IRREGULAR_PASTS = _pairs(
     "thought:think threw:throw understood:understand won:win wore:wear wrote:write lay:lie rose:rise fought:fight "
     "felt:feel got:get hid:hide rode:ride shook:shake"
 )
+ENDING_IE = _set(
+    "movie cookie zombie calorie brownie smoothie hoodie selfie rookie veggie genie prairie pixie collie hippie "
+    "eerie birdie bookie boogie cutie foodie freebie goalie goodie indie junkie laddie magpie newbie oldie pinkie "
+    "potpie premie sortie species sweetie talkie techie tie pie lie die townie necktie bowtie untie aussie barbie "
+    "caddie"
+)
 NOT_PLURAL = _set(
     "news goods glasses customs means arms physics mathematics economics politics ethics statistics always "
     "perhaps species series gas bus this thus yes his its us is was as has across besides plus minus less unless "
@@ -212,3 +220,10 @@ ABOUT_WORDS = _set(
 )
 TENSES = _pairs("was:past were:past did:past had:past will:future shall:future")
 MODALS = _pairs("can:can could:can should:should would:would must:must may:may might:may")
+
+# Words that two answers share whatever they say.
+COMMON = _set(
+    "the a an of to in and or is are was were be been it its this that these those for on with as by at from you "
+    "your i can will would should may might not no so if then than but also more most some any all such which who "
+    "what when where how there here has have had do does did"
+)

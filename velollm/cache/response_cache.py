@@ -326,9 +326,14 @@ class ResponseCache:
         limit = request.controls.max_age
         if entry.tenant != request.tenant or entry.expires <= now or (limit is not None and age > limit):
             return None
-        return Hit(
-            answer=orjson.loads(entry.answer), tier=tier, age=age, similarity=near, key=entry.key, prompt=entry.prompt
-        )
+        try:
+            answer = orjson.loads(entry.answer)
+        except orjson.JSONDecodeError:
+            answer = None
+        if why_not_stored(answer) is not None:  # a shared store was written by somebody else
+            self._counts["poisoned"] += 1
+            return None
+        return Hit(answer=answer, tier=tier, age=age, similarity=near, key=entry.key, prompt=entry.prompt)
 
     def _entry(self, request: Request, data: bytes, tags: tuple[str, ...]) -> Entry:
         asked = request.controls.ttl

@@ -97,6 +97,7 @@ class VectorIndex:
     def __init__(self, embed: Callable[[str], Sequence[float]]) -> None:
         self._embed = embed
         self._slots: list[int] = []
+        self._places: dict[int, int] = {}
         self._rows: Any = None
         self._plain: list[list[float]] = []
         try:
@@ -109,7 +110,7 @@ class VectorIndex:
     def add(self, slot: int, text: str) -> None:
         """Embed and enter a text."""
         vector = _unit(self._embed(text))
-        at = len(self._slots)
+        at = self._places[slot] = len(self._slots)
         self._slots.append(slot)
         if self._np is None:
             self._plain.append(vector)
@@ -122,10 +123,13 @@ class VectorIndex:
 
     def discard(self, slot: int) -> None:
         """Forget a slot; the last row takes its place."""
-        if slot not in self._slots:
+        at = self._places.pop(slot, None)
+        if at is None:
             return
-        at, last = self._slots.index(slot), len(self._slots) - 1
-        self._slots[at] = self._slots[last]
+        last = len(self._slots) - 1
+        if at != last:
+            self._slots[at] = self._slots[last]
+            self._places[self._slots[at]] = at
         del self._slots[last]
         if self._np is None:
             self._plain[at] = self._plain[last]

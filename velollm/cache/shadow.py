@@ -10,6 +10,8 @@ from typing import Any
 
 import attrs
 
+from .lexicon import COMMON
+
 __all__ = ["RouteReport", "ShadowBook", "agreement", "answer_text", "answer_tokens"]
 
 _ROUTES = 256
@@ -19,74 +21,6 @@ _AGREES = 0.5
 _ENOUGH = 50
 _TRUSTED = 0.98
 _WORD = re.compile(r"\w+(?:[.,:/-]\w+)*")
-_COMMON = frozenset(
-    [
-        "the",
-        "a",
-        "an",
-        "of",
-        "to",
-        "in",
-        "and",
-        "or",
-        "is",
-        "are",
-        "was",
-        "were",
-        "be",
-        "been",
-        "it",
-        "its",
-        "this",
-        "that",
-        "these",
-        "those",
-        "for",
-        "on",
-        "with",
-        "as",
-        "by",
-        "at",
-        "from",
-        "you",
-        "your",
-        "i",
-        "can",
-        "will",
-        "would",
-        "should",
-        "may",
-        "might",
-        "not",
-        "no",
-        "so",
-        "if",
-        "then",
-        "than",
-        "but",
-        "also",
-        "more",
-        "most",
-        "some",
-        "any",
-        "all",
-        "such",
-        "which",
-        "who",
-        "what",
-        "when",
-        "where",
-        "how",
-        "there",
-        "here",
-        "has",
-        "have",
-        "had",
-        "do",
-        "does",
-        "did",
-    ]
-)
 
 
 @attrs.frozen(kw_only=True)
@@ -200,7 +134,7 @@ def agreement(a: str, b: str) -> float:
 
 
 def _content(text: str) -> set[str]:
-    return {w for w in _WORD.findall(text[:_TEXT].lower()) if w not in _COMMON}
+    return {w for w in _WORD.findall(text[:_TEXT].lower()) if w not in COMMON}
 
 
 def _verdict(text: str) -> str:

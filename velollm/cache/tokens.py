@@ -141,6 +141,8 @@ def _chunk(core: str, out: list[str], names: set[str], shouted: bool, cased: boo
             _chunk(part, out, names, shouted, cased)
     elif core.lower() in CONTRACTIONS:
         out.extend(CONTRACTIONS[core.lower()].split())
+    elif core == "%":
+        out.append(core)
     elif core == "-":
         out.append(",")
     elif _NAME.match(core):

@@ -11,12 +11,14 @@ from typing import Final
 
 import attrs
 
-__all__ = ["APPLICATION_ID", "SCHEMA_VERSION", "FileState", "connect", "prepare_file", "set_aside"]
+__all__ = ["APPLICATION_ID", "FAULTS", "SCHEMA_VERSION", "FileState", "connect", "prepare_file", "set_aside"]
 
 _log = logging.getLogger("velollm.cache")
 
 APPLICATION_ID: Final = 0x56434143  # "VCAC"
 SCHEMA_VERSION: Final = 1
+# What a damaged file raises: the module quotes it in its messages, which then are not always UTF-8.
+FAULTS: Final = (sqlite3.Error, UnicodeDecodeError)
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (
@@ -54,7 +56,7 @@ def connect(path: Path, timeout: float) -> sqlite3.Connection:
         db.execute("PRAGMA journal_size_limit = 4194304")
         db.execute("PRAGMA cell_size_check = ON")
         db.execute("PRAGMA trusted_schema = OFF")
-    except sqlite3.Error:
+    except FAULTS:
         db.close()
         raise
     return db
@@ -92,7 +94,7 @@ def _fault(path: Path) -> str:
         if "locked" in str(error) or "busy" in str(error) or "readonly" in str(error) or "unable to open" in str(error):
             raise
         return f"it is damaged: {error}"
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         return f"it is damaged: {error}"
 
 

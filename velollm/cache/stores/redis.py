@@ -66,6 +66,7 @@ class RedisStore:
         import redis
 
         self._errors: tuple[type[Exception], ...] = (redis.RedisError, OSError)
+        self._refusal: type[Exception] = redis.ResponseError
         self._front = MemoryStore(size, clock)
         self._size, self._clock = size, clock
         self._reads: Any = redis.Redis.from_url(
@@ -160,6 +161,9 @@ class RedisStore:
             return None
         try:
             value = self._reads.get(key)
+        except self._refusal:  # the server is well, but what lies under the key is no string of ours
+            self._damaged += 1
+            value = None
         except self._errors as error:
             self._breaker.failed(error)
             return None

@@ -23,7 +23,7 @@ import attrs
 
 from ..entry import Damaged, Entry, decode, encode
 from .base import Selection, StoreStats
-from .file import FileState, connect, prepare_file, set_aside
+from .file import FAULTS, FileState, connect, prepare_file, set_aside
 from .memory import MemoryStore
 from .tickets import Tickets
 
@@ -92,13 +92,11 @@ class SqliteStore:
 
     def get(self, key: bytes) -> Entry | None:
         self._notice_peers()
-        entry = self._front.get(key)
-        return entry if entry is not None else self._read("key", key)
+        return self._touched_entry(self._front.get(key) or self._read("key", key))
 
     def find(self, alias: bytes) -> Entry | None:
         self._notice_peers()
-        entry = self._front.find(alias)
-        return entry if entry is not None else self._read("alias", alias)
+        return self._touched_entry(self._front.find(alias) or self._read("alias", alias))
 
     def entries(self) -> Iterator[Entry]:
         if not self._writable():
@@ -113,7 +111,7 @@ class SqliteStore:
                 try:
                     rows = self._reader.execute("SELECT count(*) FROM entries").fetchone()[0]
                     used = _used_bytes(self._reader)
-                except sqlite3.Error:
+                except FAULTS:
                     self._state.failures += 1
         return StoreStats(
             kind="sqlite", entries=max(rows, front.entries), bytes=max(used, front.bytes), limit=self._size,
@@ -157,7 +155,7 @@ class SqliteStore:
                 keys = [row[0] for row in db.execute(f"SELECT key FROM entries WHERE {clauses}", values)]  # noqa: S608  # clauses are ours
                 db.execute(f"DELETE FROM entries WHERE {clauses}", values)  # noqa: S608
                 db.execute("UPDATE meta SET generation = generation + 1")
-        except sqlite3.Error as error:
+        except FAULTS as error:
             self._fail(error)
             return in_front
         if self._on_forget is not None:
@@ -183,7 +181,7 @@ class SqliteStore:
         try:
             prepare_file(self.path, self._state)
             self._reader = connect(self.path, timeout=0.05)
-        except (sqlite3.Error, OSError) as error:
+        except (*FAULTS, OSError) as error:
             self._fail(error)
 
     def _read(self, column: str, value: bytes) -> Entry | None:
@@ -195,7 +193,7 @@ class SqliteStore:
                     f"SELECT key, data FROM entries WHERE {column} = ? ORDER BY rowid DESC LIMIT 1",  # noqa: S608  # two literals
                     (value,),
                 ).fetchone()
-            except sqlite3.Error as error:
+            except FAULTS as error:
                 self._fail(error)
                 return None
         if row is None:
@@ -204,7 +202,6 @@ class SqliteStore:
         if entry is None or entry.expires <= self._clock():
             return None
         self._front.put(entry)
-        self._touch(entry.key)
         return entry
 
     def _decode(self, key: bytes, data: bytes) -> Entry | None:
@@ -227,14 +224,17 @@ class SqliteStore:
                     entry = self._decode(key, data)
                     if entry is not None:
                         yield entry
-        except sqlite3.Error as error:
+        except FAULTS as error:
             self._fail(error)
 
-    def _touch(self, key: bytes) -> None:
-        self._touched.append(key)
-        if len(self._touched) >= _TOUCH_EVERY:
-            keys, self._touched = self._touched, []
-            self._queue.put(_Touch(tuple(keys)))
+    def _touched_entry(self, entry: Entry | None) -> Entry | None:
+        """Remember that it was used, also where the front had it: the file forgets what is not."""
+        if entry is not None:
+            self._touched.append(entry.key)
+            if len(self._touched) >= _TOUCH_EVERY:
+                keys, self._touched = self._touched, []
+                self._queue.put(_Touch(tuple(dict.fromkeys(keys))))
+        return entry
 
     def _notice_peers(self) -> None:
         """When another process purged the file, what stands in front of it is stale."""
@@ -250,7 +250,7 @@ class SqliteStore:
                 if version == self._version:
                     return
                 generation = self._reader.execute("SELECT generation FROM meta").fetchone()[0]
-            except sqlite3.Error:
+            except FAULTS:
                 return
             stale = self._version != 0 and generation != self._generation
             self._version, self._generation = version, generation
@@ -272,7 +272,7 @@ class SqliteStore:
                     self._commit(db, batch)
                     self._settle(batch, done=True)
                     self._recover()
-                except (sqlite3.Error, OSError) as error:
+                except Exception as error:  # whatever it was, the writer must live on, and says so
                     self._close_writer(db, error)
                     db = None
                     retry_at = retry_at if time.monotonic() < retry_at else time.monotonic() + _RETRY_AFTER
@@ -318,8 +318,8 @@ class SqliteStore:
 
     def _make_room(self, db: sqlite3.Connection, now: float) -> None:
         db.execute("DELETE FROM entries WHERE expires <= ?", (now,))
-        while _used_bytes(db) > self._size:
-            doomed = [row[0] for row in db.execute("SELECT key FROM entries ORDER BY used LIMIT 64")]
+        while (excess := _used_bytes(db) - self._size) > 0:
+            doomed = _least_used(db, excess)
             if not doomed:
                 return
             db.executemany("DELETE FROM entries WHERE key = ?", [(key,) for key in doomed])
@@ -339,12 +339,15 @@ class SqliteStore:
         self._fail(error)
         if db is not None:
             db.close()
-        if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
+        if _is_damage(error):
             with self._read_lock:
                 if self._reader is not None:
                     self._reader.close()
                     self._reader = None
-                set_aside(self.path, str(error), self._state)
+                try:
+                    set_aside(self.path, str(error), self._state)
+                except OSError as refused:
+                    _log.debug("cache store %s could not be renamed: %s", self.path.name, refused)
 
     def _fail(self, error: Exception) -> None:
         self._state.failures += 1
@@ -360,9 +363,27 @@ class SqliteStore:
             _log.info("cache store %s is in use again", self.path.name)
 
 
+def _is_damage(error: Exception) -> bool:
+    """Whether the file itself is at fault, rather than the disk, a lock or a missing folder."""
+    return isinstance(error, (sqlite3.DatabaseError, UnicodeDecodeError)) and not isinstance(
+        error, sqlite3.OperationalError
+    )
+
+
 def _row(entry: Entry, now: float) -> tuple[object, ...]:
     tags = "\x1f".join(("", *entry.tags, "")) if entry.tags else ""
     return entry.key, entry.alias or None, entry.tenant, entry.model, tags, entry.expires, now, encode(entry)
+
+
+def _least_used(db: sqlite3.Connection, excess: int) -> list[bytes]:
+    """The entries to give up, the longest unused first, until `excess` bytes are covered."""
+    doomed: list[bytes] = []
+    for key, size in db.execute("SELECT key, length(data) FROM entries ORDER BY used LIMIT 1024"):
+        doomed.append(key)
+        excess -= size
+        if excess <= 0:
+            break
+    return doomed
 
 
 def _used_bytes(db: sqlite3.Connection) -> int:
