@@ -8,18 +8,22 @@ routes = [Mount("/llm", app=VeloLLM(backend="auto"))]               # on its own
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import orjson
 
 from velollm.asgi import OUTER_SCOPE, ASGIApp, Message, Receive, Scope, Send
 from velollm.backend import Backend, open_backend
+from velollm.config import Settings, ToolCallSettings
 from velollm.door import Door
 from velollm.exchange import dialect_of
+from velollm.stack import build
 
-__all__ = ["VeloLLM"]
+__all__ = ["ToolCallMiddleware", "VeloLLM"]
 
 DIALECTS = ("openai", "ollama", "anthropic")
+Mode: TypeAlias = Literal["repair", "strict", "off"]
+MODES: dict[Any, Mode] = {True: "repair", False: "off", "repair": "repair", "strict": "strict", "off": "off"}
 CHAT_COMPLETIONS = "/v1/chat/completions"
 
 
@@ -30,7 +34,8 @@ class VeloLLM:
     all of its OpenAI paths but `/v1/chat/completions`, which VeloLLM answers by asking it. `prefix` is where the API
     hangs ("" is the root); `dialects` says which APIs are added. `forward_unknown` passes paths under /v1 and /api that
     VeloLLM does not know on to the backend: by default only when there is no app below to own them. What belongs to
-    neither goes to `app` untouched, as does every scope that is not HTTP.
+    neither goes to `app` untouched, as does every scope that is not HTTP. `tool_calls` says what is done about calls
+    that models get wrong: "repair", "strict", "off", or the settings in full.
 
     The backend is opened by the first request that needs it, and closed when the app shuts down.
     """
@@ -45,12 +50,13 @@ class VeloLLM:
         forward_unknown: bool | None = None,
         max_body: int = 16 << 20,
         heartbeat: float = 15.0,
+        tool_calls: ToolCallSettings | Mode | bool = "repair",
     ) -> None:
         self.app = app
         self.prefix = _checked_prefix(prefix)
         self.dialects = _checked_dialects(dialects)
         self.wraps = backend is None
-        self.backend = _backend(app, backend)
+        self.backend = build(_backend(app, backend), Settings(toolcalls=_tool_calls(tool_calls)))
         self.door = Door(
             self.backend,
             max_body=max_body,
@@ -121,6 +127,17 @@ class VeloLLM:
         await send({"type": "lifespan.shutdown.complete"})
 
 
+class ToolCallMiddleware(VeloLLM):
+    """The tool-call fixer alone, around an app that serves `/v1/chat/completions` itself.
+
+    `mode` is "repair" or "strict"; `reask` is how often a model is asked again when none of its calls can be used;
+    `dedupe` drops calls that repeat another one of the same answer.
+    """
+
+    def __init__(self, app: ASGIApp, *, mode: Mode = "repair", reask: int = 0, dedupe: bool = True) -> None:
+        super().__init__(app, dialects=("openai",), tool_calls=ToolCallSettings(mode=mode, reask=reask, dedupe=dedupe))
+
+
 def _backend(app: ASGIApp | None, backend: Backend | str | None) -> Backend:
     if isinstance(backend, str):
         return open_backend(backend)
@@ -131,6 +148,14 @@ def _backend(app: ASGIApp | None, backend: Backend | str | None) -> Backend:
     from velollm.wrapped import AppTransport, WrappedApp
 
     return WrappedApp(AppTransport(app))
+
+
+def _tool_calls(chosen: ToolCallSettings | Mode | bool) -> ToolCallSettings:
+    if isinstance(chosen, ToolCallSettings):
+        return chosen
+    if chosen not in MODES:
+        raise ValueError(f"tool_calls must be repair, strict or off, not {chosen!r}")
+    return ToolCallSettings(mode=MODES[chosen])
 
 
 def _checked_prefix(prefix: str) -> str:

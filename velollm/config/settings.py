@@ -147,6 +147,7 @@ class ToolCallSettings:
     reask: int = setting(
         0, "how often a model is asked again when a call cannot be mended", flag="--tool-reask", check=not_negative
     )
+    dedupe: bool = setting(True, "drop calls that repeat another call of the same answer", flag="--tool-dedupe")
 
 
 @attrs.frozen(kw_only=True)

@@ -35,9 +35,11 @@ class ServerApp:
         self.settings = settings
         self.pool = pool
         self.metrics = metrics
-        self.backend: Backend = ObserveLayer(build(pool, settings), metrics)
+        self.backend: Backend = ObserveLayer(build(pool, settings, metrics), metrics)
         service = Service(pool, metrics if settings.observability.metrics else None, discreet=keys is not None)
-        door = VeloLLM(service, backend=self.backend, max_body=settings.server.max_body, forward_unknown=True)
+        door = VeloLLM(
+            service, backend=self.backend, max_body=settings.server.max_body, forward_unknown=True, tool_calls=False
+        )
         gate = Gate(door, hosts=_hosts(settings.server), origins=settings.server.cors_origins, keys=keys)
         self._app = AccessLog(gate)
 

@@ -15,7 +15,7 @@ from velollm.toolcalls.source import Source
 from velollm.toolcalls.structured import settle_structured
 from velollm.toolcalls.tools import ToolSet, compile_tools
 
-__all__ = ["fix", "read_answer"]
+__all__ = ["Mode", "fix", "read_answer", "settle_calls", "twin_mark"]
 
 Mode = Literal["repair", "strict"]
 
@@ -44,7 +44,8 @@ def fix(
     if isinstance(text_or_calls, bytes | bytearray):
         text_or_calls = bytes(text_or_calls).decode("utf-8", "replace")
     if not isinstance(text_or_calls, str):
-        return _fix_structured(text_or_calls, compiled, finish_reason, dedupe=dedupe, mode=mode)
+        cut = finish_reason == "length"
+        return settle_calls(text_or_calls, compiled, cut=cut, dedupe=dedupe, mode=mode)
     if not compiled or not text_or_calls:
         return FixResult(content=text_or_calls or None)
     flowed = len(Gate(compiled).feed(text_or_calls))
@@ -75,15 +76,14 @@ def _needs_repair(repairs: Counter[str]) -> FixError:
     return FixError(kind="needs_repair", message=f"the calls need repair: {', '.join(sorted(repairs))}")
 
 
-def _fix_structured(
-    given: Iterable[Any], tools: ToolSet, finish_reason: str | None, *, dedupe: bool, mode: Mode
-) -> FixResult:
+def settle_calls(given: Iterable[Any], tools: ToolSet, *, cut: bool, dedupe: bool, mode: Mode) -> FixResult:
+    """The result for calls that a backend has taken apart already; `cut`: the answer ended at the limit of tokens."""
     if isinstance(given, dict):
         given = [given]
     repairs: Counter[str] = Counter()
     if not tools:
         return FixResult(errors=[FixError(kind="unknown_tool", message="the request has no tools") for _ in given])
-    calls, errors = settle_structured(given, tools, finish_reason == "length", repairs)
+    calls, errors = settle_structured(given, tools, cut, repairs)
     if mode == "strict" and repairs:
         return FixResult(errors=[*errors, _needs_repair(repairs)])
     if dedupe:
@@ -98,7 +98,7 @@ def _without_twins(calls: list[Call], repairs: Counter[str]) -> list[Call]:
     seen: set[tuple[str, bytes | str]] = set()
     kept: list[Call] = []
     for call in calls:
-        mark = (call.name, _canonical(call.arguments))
+        mark = twin_mark(call)
         if mark in seen:
             repairs["duplicate_dropped"] += 1
             continue
@@ -107,8 +107,9 @@ def _without_twins(calls: list[Call], repairs: Counter[str]) -> list[Call]:
     return kept
 
 
-def _canonical(arguments: dict[str, Any]) -> bytes | str:
+def twin_mark(call: Call) -> tuple[str, bytes | str]:
+    """What two calls share that say the same."""
     try:
-        return orjson.dumps(arguments, option=orjson.OPT_SORT_KEYS)
+        return call.name, orjson.dumps(call.arguments, option=orjson.OPT_SORT_KEYS)
     except (TypeError, ValueError):
-        return repr(sorted(arguments.items(), key=lambda item: item[0]))
+        return call.name, repr(sorted(call.arguments.items(), key=lambda item: item[0]))

@@ -126,9 +126,10 @@ def _object_from(text: str) -> Any:
 class ToolSet:
     """All tools of one request, by name."""
 
-    __slots__ = ("_prefixes", "_words", "names", "tools")
+    __slots__ = ("_checked", "_prefixes", "_words", "names", "tools")
 
     def __init__(self, tools: Iterable[Any]) -> None:
+        self._checked = False
         self._words: frozenset[str] | None = None
         self._prefixes: frozenset[str] | None = None
         self.tools: dict[str, Tool] = {}
@@ -155,6 +156,12 @@ class ToolSet:
         if self._prefixes is None:
             self._prefixes = frozenset(word[:size] for word in self.line_words for size in range(1, len(word) + 1))
         return self._prefixes
+
+    def check(self, tools: Any) -> None:
+        """As `check_tools`, for the tools this set was compiled from; what has passed once is not checked again."""
+        if not self._checked:
+            check_tools(tools)
+            self._checked = True
 
     def find(self, name: str) -> tuple[Tool, str] | None:
         """The tool that `name` means, and the kind of repair that took; None where it means none."""
