@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from velollm.backend import Backend
-from velollm.config import Settings
 
 if TYPE_CHECKING:
+    from velollm.config import Settings
     from velollm.observability import Metrics
 
 __all__ = ["build"]
