@@ -8,16 +8,18 @@ routes = [Mount("/llm", app=VeloLLM(backend="auto"))]               # on its own
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import orjson
 
 from velollm.asgi import OUTER_SCOPE, ASGIApp, Message, Receive, Scope, Send
 from velollm.backend import Backend, open_backend
-from velollm.config import Settings, ToolCallSettings
 from velollm.door import Door
 from velollm.exchange import dialect_of
 from velollm.stack import build
+
+if TYPE_CHECKING:
+    from velollm.config import Settings, ToolCallSettings
 
 __all__ = ["ToolCallMiddleware", "VeloLLM"]
 
@@ -56,7 +58,7 @@ class VeloLLM:
         self.prefix = _checked_prefix(prefix)
         self.dialects = _checked_dialects(dialects)
         self.wraps = backend is None
-        self.backend = build(_backend(app, backend), Settings(toolcalls=_tool_calls(tool_calls)))
+        self.backend = build(_backend(app, backend), _settings(tool_calls))
         self.door = Door(
             self.backend,
             max_body=max_body,
@@ -135,7 +137,10 @@ class ToolCallMiddleware(VeloLLM):
     """
 
     def __init__(self, app: ASGIApp, *, mode: Mode = "repair", reask: int = 0, dedupe: bool = True) -> None:
-        super().__init__(app, dialects=("openai",), tool_calls=ToolCallSettings(mode=mode, reask=reask, dedupe=dedupe))
+        from velollm.config import ToolCallSettings
+
+        chosen = ToolCallSettings(mode=mode, reask=reask, dedupe=dedupe)
+        super().__init__(app, dialects=("openai",), tool_calls=chosen)
 
 
 def _backend(app: ASGIApp | None, backend: Backend | str | None) -> Backend:
@@ -150,12 +155,14 @@ def _backend(app: ASGIApp | None, backend: Backend | str | None) -> Backend:
     return WrappedApp(AppTransport(app))
 
 
-def _tool_calls(chosen: ToolCallSettings | Mode | bool) -> ToolCallSettings:
-    if isinstance(chosen, ToolCallSettings):
-        return chosen
-    if chosen not in MODES:
-        raise ValueError(f"tool_calls must be repair, strict or off, not {chosen!r}")
-    return ToolCallSettings(mode=MODES[chosen])
+def _settings(tool_calls: ToolCallSettings | Mode | bool) -> Settings:
+    from velollm.config import Settings, ToolCallSettings
+
+    if isinstance(tool_calls, ToolCallSettings):
+        return Settings(toolcalls=tool_calls)
+    if tool_calls not in MODES:
+        raise ValueError(f"tool_calls must be repair, strict or off, not {tool_calls!r}")
+    return Settings(toolcalls=ToolCallSettings(mode=MODES[tool_calls]))
 
 
 def _checked_prefix(prefix: str) -> str:
