@@ -126,7 +126,8 @@ class _Response(Iterator[bytes]):
 
     async def _receive(self) -> Message:
         if self._body is None:  # WSGI tells of a client that left only by closing the response
-            return await asyncio.get_running_loop().create_future()
+            never: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+            return await never
         body, self._body = self._body, None
         return {"type": "http.request", "body": body, "more_body": False}
 

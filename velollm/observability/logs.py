@@ -33,7 +33,7 @@ def configure_logging(level: str, style: str = "text", stream: TextIO | None = N
     # What no line shows need not be found out for each (documented under "Optimization" in Python's logging HOWTO).
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     if sys.version_info >= (3, 12):
-        logging.logAsyncioTasks = False
+        logging.logAsyncioTasks = False  # type: ignore[attr-defined]
 
 
 def _without_expected(record: logging.LogRecord) -> bool:

@@ -39,7 +39,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._refusal: tuple[int, str, str] | None = None
         self._seen = self._in_head = self._in_body = self._deaf = False
         self._hosts = 0
-        self._head_bytes = self._window_bytes = 0
+        self._head_bytes = self._window_bytes = self._fruitless = 0
         self._since = self._window_start = self.loop.time()
         self._timer: asyncio.TimerHandle | None = self.loop.call_later(self.check_every, self._check)
 
@@ -57,12 +57,15 @@ class GuardedProtocol(HttpToolsProtocol):
         size = len(data)
         self._head_bytes += size
         self._window_bytes += size
+        self._fruitless += size  # on_body sets it back
         super().data_received(data)
         if self._in_head:
             if self._head_bytes > self.most_head and not self._deaf:
                 self._answer(431, "request_too_large", f"the head of a request may have {self.most_head} bytes")
         elif self._in_body:
-            if self.cycle.transport is self.transport:
+            if self._fruitless > self.most_head and not self._deaf:  # trailers, or extensions of chunks
+                self._answer(431, "request_too_large", f"beside its body, a request may have {self.most_head} bytes")
+            elif self.cycle.transport is self.transport:
                 self.cycle.transport = _Lingering(self)  # type: ignore[assignment]
         elif self.timeout_keep_alive_task is None and self._is_idle():
             self._begin_head()  # empty lines: the next request is due now
@@ -111,10 +114,14 @@ class GuardedProtocol(HttpToolsProtocol):
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
             if size > self.most_head:
                 self._refuse(431, f"the head of a request may have {self.most_head} bytes")
-        self._head_bytes = 0
+        self._head_bytes = self._fruitless = 0
         super().on_headers_complete()
         self._in_body = True
         self._window_start, self._window_bytes = self._since, self.body_least
+
+    def on_body(self, body: bytes) -> None:
+        self._fruitless = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._in_body = False

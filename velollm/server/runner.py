@@ -17,11 +17,12 @@ from typing import Any
 
 import uvicorn
 
+from velollm.asgi import ASGIApp
 from velollm.errors import ConfigError
 from velollm.server.app import ServerApp
 from velollm.server.protocol import GuardedProtocol
 
-__all__ = ["Server", "bind", "run_server"]
+__all__ = ["Server", "bind", "run_server", "server_config"]
 
 logger = logging.getLogger("velollm.server")
 
@@ -121,9 +122,18 @@ def run_server(
 ) -> int:
     """Serve until a signal comes; returns the exit status. `on_start` runs once the server listens."""
     _raise_file_limit()
-    config = uvicorn.Config(
-        app,
-        http=GuardedProtocol,
+    server = Server(server_config(app, drain_timeout=app.settings.server.drain_timeout), on_start)
+    server.run(sockets=sockets)
+    return 0 if server.started else 3
+
+
+def server_config(
+    app: ASGIApp, *, drain_timeout: float, protocol: type[asyncio.Protocol] = GuardedProtocol
+) -> uvicorn.Config:
+    """How uvicorn is to serve: without its own log, headers and trust in proxies. `drain_timeout` is in seconds."""
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type] -- its own types for ASGI are narrower
+        http=protocol,
         ws="none",
         lifespan="on",
         log_config=None,
@@ -132,11 +142,8 @@ def run_server(
         proxy_headers=False,
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=app.settings.server.drain_timeout,  # type: ignore[arg-type]
+        timeout_graceful_shutdown=drain_timeout,  # type: ignore[arg-type] -- fractions of seconds work as well
     )
-    server = Server(config, on_start)
-    server.run(sockets=sockets)
-    return 0 if server.started else 3
 
 
 def _raise_file_limit() -> None:
