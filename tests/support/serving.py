@@ -21,7 +21,8 @@ __all__ = ["Connection", "Served", "post", "serve", "served"]
 
 def served(*backends: Any, settings: Settings | None = None, keys: Any = None) -> ServerApp:
     """The standalone app in front of `backends`."""
-    return ServerApp(settings or Settings(), BackendPool(backends), Metrics(), keys)
+    metrics = Metrics()
+    return ServerApp(settings or Settings(), BackendPool(backends, on_health=metrics.set_backend), metrics, keys)
 
 
 class Served:

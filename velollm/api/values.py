@@ -39,6 +39,8 @@ __all__ = [
 
 JSON: TypeAlias = dict[str, Any]
 
+EXACT = 2.0**53  # from here on, a whole number that is written as a float may be another one
+
 LONGEST_QUOTE = 40
 
 
@@ -182,7 +184,7 @@ def get_int(
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int):
-        if not (isinstance(value, float) and math.isfinite(value) and value.is_integer()):
+        if not (isinstance(value, float) and abs(value) < EXACT and value.is_integer()):
             _wrong(at(path, key), "an integer", value)
         value = int(value)
     _in_range(value, low, high, at(path, key))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Collection, Iterable, Mapping
-from urllib.parse import urlsplit
 
 import orjson
 
@@ -57,10 +56,10 @@ class Gate:
             self._check_host(headers.get(b"host"))
             if origin is not None:
                 self._check_origin(origin, headers)
-                send = _with_cors(send, origin)
                 if scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
-                    await _preflight(scope, send)
+                    await _preflight(scope, send, origin)
                     return
+                send = _with_cors(send, origin)
             if self._keys is not None and scope["path"] not in OPEN_PATHS:
                 self._check_key(self._keys, headers, scope)
         except VeloError as error:
@@ -82,7 +81,8 @@ class Gate:
         text = origin.decode("latin-1").lower()
         if text in self._origins or "*" in self._origins:
             return
-        if text != "null" and urlsplit(text).netloc.encode("latin-1") == headers.get(b"host", b"").lower():
+        own = text.partition("://")[2].encode("latin-1")
+        if own and own == headers.get(b"host", b"").lower():
             return  # a page of our own
         raise PermissionDenied(
             f"pages of {text[:100]} may not use this server; to allow them, start it with --cors-origin {text[:100]}",
@@ -126,9 +126,11 @@ def _with_cors(send: Send, origin: bytes) -> Send:
     return cors_send
 
 
-async def _preflight(scope: Scope, send: Send) -> None:
+async def _preflight(scope: Scope, send: Send, origin: bytes) -> None:
     asked = {name: value for name, value in scope["headers"] if name.startswith(b"access-control-request-")}
     headers = [
+        (b"access-control-allow-origin", origin),
+        (b"vary", b"origin"),
         (b"access-control-allow-methods", b"GET, POST, PUT, PATCH, DELETE, HEAD, OPTIONS"),
         (b"access-control-allow-headers", asked.get(b"access-control-request-headers", b"*")),
         (b"access-control-max-age", b"600"),
