@@ -176,6 +176,10 @@ class OpenAIBackend(Backend):
             return await super().forward(request)
         return await self.upstream.forward(attrs.evolve(request, target=self.prefix + request.target[3:]))
 
+    def break_off(self, why: str) -> None:
+        """End everything that is under way."""
+        self.upstream.break_off(why)
+
     async def aclose(self) -> None:
         """Let go of the connections."""
         await self.upstream.aclose()

@@ -144,6 +144,10 @@ class Backend(Protocol):
         """Return when the engine answers, raise a `BackendError` when it does not."""
         await self.models()
 
+    def break_off(self, why: str) -> None:
+        """End everything that is under way with a `BackendTimeout`, where that is possible: the engine hangs."""
+        return
+
     async def aclose(self) -> None:
         """Let go of connections, processes and memory."""
         return
@@ -206,6 +210,9 @@ class Layer(Backend):
 
     async def ready(self) -> None:
         await self.inner.ready()
+
+    def break_off(self, why: str) -> None:
+        self.inner.break_off(why)
 
     async def aclose(self) -> None:
         await self.inner.aclose()

@@ -278,6 +278,11 @@ class ProbedBackend(Backend):
         """Return when it answers."""
         await self._noting(lambda inner: inner.ready())
 
+    def break_off(self, why: str) -> None:
+        """End everything that is under way."""
+        if self._inner is not None:
+            self._inner.break_off(why)
+
     async def aclose(self) -> None:
         """Let go of the engine."""
         if self._asking is not None:

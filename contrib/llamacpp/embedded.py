@@ -185,6 +185,11 @@ class EmbeddedBackend(Backend):
         """Return when the model is loaded."""
         await self._ask(lambda server: server.ready())
 
+    def break_off(self, why: str) -> None:
+        """End everything that is under way."""
+        if self._running is not None:
+            self._running.server.break_off(why)
+
     async def aclose(self) -> None:
         """End the child process."""
         for task in (self._watching, self._starting):

@@ -17,11 +17,14 @@ __all__ = ["Continuation"]
 
 
 class Continuation:
-    """Follows the answer to `request`. Every event of every run goes through `observe` before the client sees it."""
+    """Follows the answer to `request`. Every event of every run goes through `observe` before the client sees it.
+
+    With `said`, it follows the answer from there on: another one has followed it so far.
+    """
 
     __slots__ = ("_dynamic", "_meta_sent", "_pieces", "_reasoning", "_seam", "cuts", "finished", "request")
 
-    def __init__(self, request: ChatRequest) -> None:
+    def __init__(self, request: ChatRequest, said: Said | None = None) -> None:
         self.request = request
         self.finished = False  # the finish reason is out: there is nothing to continue
         self.cuts = 0  # how often it was interrupted
@@ -30,6 +33,10 @@ class Continuation:
         self._dynamic: str | None = None
         self._meta_sent = False
         self._seam: Seam | None = None
+        if said is not None:
+            self._pieces += said.pieces
+            self._reasoning.append(said.reasoning)
+            self.cut()
 
     @property
     def obstacle(self) -> str | None:

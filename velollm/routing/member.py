@@ -8,10 +8,12 @@ from collections.abc import Callable, Collection
 from velollm.backend import Backend
 from velollm.errors import BackendTimeout, BackendUnreachable, VeloError
 from velollm.messages import ModelInfo
+from velollm.routing.health import Health, Pace
 
 __all__ = ["Member", "same_model"]
 
 CHECK_SECONDS = 2.0
+MOST_PACES = 64
 
 
 def same_model(one: str, other: str) -> bool:
@@ -39,6 +41,8 @@ class Member:
         self.only = frozenset(only)
         self.listed: list[ModelInfo] = []  # the last list that came, even when it is old
         self.error: VeloError | None = None  # why the last question failed
+        self.health = Health()
+        self.paces: dict[str, Pace] = {}
         self._fresh = fresh
         self._seconds = seconds
         self._clock = clock
@@ -98,6 +102,7 @@ class Member:
         else:
             allowed = self.only
             self.listed = [m for m in models if not allowed or any(same_model(m.id, name) for name in allowed)]
+            self.health.probed(None, self._clock())
             self.note(None)
         self._asked = self._clock()
 
@@ -118,8 +123,34 @@ class Member:
         except VeloError as error:
             self.note(error)
         else:
+            self.health.probed(None, self._clock())
             self.note(None)
         self._checked = self._clock()
+
+    async def probe(self) -> None:
+        """Ask whether it lives, for its health."""
+        error: VeloError | None = None
+        silent = False
+        try:
+            async with asyncio.timeout(CHECK_SECONDS):
+                await self.backend.ready()
+        except TimeoutError:
+            silent = True
+            error = BackendUnreachable(f"{self.name} did not answer in time", backend=self.name, retry_after=2)
+        except VeloError as failure:
+            error = failure
+        self.health.probed(error, self._clock(), silent=silent)
+        if not silent or not self.health.closed:
+            self.note(error)
+
+    def pace(self, model: str) -> Pace:
+        """How fast it writes with `model`."""
+        found = self.paces.get(model)
+        if found is None:
+            if len(self.paces) >= MOST_PACES:
+                self.paces.clear()
+            found = self.paces[model] = Pace()
+        return found
 
     async def aclose(self) -> None:
         """Close the backend."""

@@ -1,12 +1,15 @@
-"""Several backends as one: each request goes to one that has its model, and to the next when that one is down.
+"""Several backends as one: each request goes to one that has its model and is well, and to the next when it fails.
 
-Once an answer has begun, nothing is tried again: what the client has read cannot be taken back.
+Once an answer has begun, another backend can only go on with it, exactly (see `velollm.continuation`), or not at all:
+what the client has read cannot be taken back.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import aclosing
 from difflib import get_close_matches
 from time import monotonic
 from typing import TypeVar
@@ -14,12 +17,24 @@ from typing import TypeVar
 import attrs
 
 from velollm.backend import Backend, Capabilities, HttpRequest, HttpResponse
-from velollm.errors import BackendError, ConfigError, ModelNotFound, PathNotFound, VeloError
-from velollm.messages import ChatEvent, ChatRequest, Embeddings, EmbedRequest, ModelInfo, RequestContext
+from velollm.continuation import Continuation, Diverged, Said, go_on
+from velollm.errors import (
+    BackendError,
+    ConfigError,
+    ModelNotFound,
+    Overloaded,
+    PathNotFound,
+    UnsupportedError,
+    VeloError,
+)
+from velollm.messages import ChatEvent, ChatRequest, Embeddings, EmbedRequest, ModelInfo
+from velollm.routing.attempts import Attempts, Budget
 from velollm.routing.member import Member, same_model
-from velollm.routing.retries import MOST_ATTEMPTS, Purse, may_retry, pause_before
+from velollm.routing.watch import Watch
 
 __all__ = ["BackendPool"]
+
+logger = logging.getLogger("velollm.routing")
 
 T = TypeVar("T")
 Target = tuple[Member, str]
@@ -68,8 +83,10 @@ class BackendPool(Backend):
             raise ConfigError(f"two backends are called {max(names, key=names.count)!r}; give them names of their own")
         self._aliases = dict(aliases)
         self._num_ctx = dict(num_ctx)
-        self._purse = Purse()
+        self._budget = Budget()
+        self._clock = clock
         self._single = self.members[0] if len(self.members) == 1 else None
+        self._watch = Watch(self.members, clock) if self._single is None else None
         self._plain = self._single is not None and not aliases and not num_ctx and not self._single.only
 
     @property
@@ -92,28 +109,104 @@ class BackendPool(Backend):
     # ---- what is answered ----
 
     async def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
-        """Generate, by the first backend that can."""
+        """Generate, by the first backend that can; the next goes on where one fails."""
         targets = await self._targets(request.model)
-        attempt = 1
+        stream = Continuation(request) if len(targets) > 1 else None
+        async with aclosing(self._answer(request, targets, stream)) as events:
+            async for event in events:
+                yield event
+
+    async def resumes(self, model: str) -> bool:
+        """Whether one of those that have the model goes on with answers exactly."""
+        for member, own in await self._targets(model):
+            if await member.backend.resumes(own):
+                return True
+        return False
+
+    async def resume(self, request: ChatRequest, said: Said) -> AsyncGenerator[ChatEvent, None]:
+        """Go on with an answer that was interrupted, by a backend that does so exactly."""
+        able = [
+            (member, own) for member, own in await self._targets(request.model) if await member.backend.resumes(own)
+        ]
+        if not able:
+            raise UnsupportedError(f"no backend goes on with answers of {request.model!r} exactly")
+        async with aclosing(self._answer(request, able, Continuation(request, said))) as events:
+            async for event in events:
+                yield event
+
+    async def _answer(
+        self, request: ChatRequest, targets: list[Target], stream: Continuation | None
+    ) -> AsyncGenerator[ChatEvent, None]:
+        """The answer of one of `targets`, or of several in turn, which `stream` joins into one."""
+        attempts = Attempts(targets, self._budget, lambda target: target[0].health.allows(self._clock()))
+        begun = stream is not None and stream.cuts > 0
         while True:
-            member, model = targets[(attempt - 1) % len(targets)]
-            asked = self._named(request, model)
-            events = member.backend.chat(asked)
-            begun = False
+            member, model = attempts.current
+            run = self._run(member, self._named(request, model), stream)
             try:
-                async for event in events:
+                async for event in run:
                     if not begun:
+                        request.context.headers[BACKEND_HEADER] = member.name
                         begun = True
-                        self._answered(member, request.context)
                     yield event
                 return
-            except VeloError as error:
-                if begun:
+            except (UnsupportedError, Diverged) as error:
+                if attempts.first_error is None:
                     raise
-                attempt += 1
-                await self._before(attempt, targets, member, error)
+                logger.info("%s cannot go on with an answer: %s", member.name, error.message)
+                attempts.cannot_go_on()
+            except VeloError as error:
+                if stream is not None and stream.finished:
+                    raise
+                await asyncio.sleep(attempts.after(error, begun=begun))
+                if begun and stream is not None:
+                    stream.cut()
+                    request.context.trailer["backend"] = attempts.current[0].name
+                    logger.warning("%s: %s goes on with its answer", error.message, attempts.current[0].name)
             finally:
-                await events.aclose()
+                await run.aclose()
+
+    async def _run(
+        self, member: Member, request: ChatRequest, stream: Continuation | None
+    ) -> AsyncGenerator[ChatEvent, None]:
+        """One backend's part of an answer, for the record of its health."""
+        going_on = stream is not None and stream.cuts > 0
+        if going_on and stream is not None:
+            events = go_on(member.backend, stream, request=request)
+        else:
+            events = member.backend.chat(request)
+        health, clock = member.health, self._clock
+        health.sent(clock())
+        if self._watch is not None:
+            self._watch.wake()
+        first = 0.0
+        pieces = 0
+        try:
+            async for event in events:
+                pieces += 1
+                health.heard = now = clock()
+                if pieces == 1:
+                    first = now
+                    self._answered(member)
+                if stream is None or going_on:
+                    yield event
+                    continue
+                seen = stream.observe(event)
+                assert seen is not None
+                yield seen
+        except VeloError as error:
+            self._failed(member, error)
+            raise
+        except BaseException:
+            health.left(clock())
+            raise
+        else:
+            now = clock()
+            health.done(now)
+            self._budget.earn()
+            self._note_pace(member, request.model, now - first, pieces)
+        finally:
+            await events.aclose()
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
         """One vector an input."""
@@ -191,6 +284,8 @@ class BackendPool(Backend):
 
     async def aclose(self) -> None:
         """Close all."""
+        if self._watch is not None:
+            await self._watch.aclose()
         for member in self.members:
             await member.aclose()
 
@@ -218,14 +313,14 @@ class BackendPool(Backend):
             for member in self.members:
                 if member.error is not None:
                     member.refresh_soon()  # it may be back
-            return found
+            return self._well(found)
         await self._refresh()
         found = self._known(model)
         if not found:
             await self._refresh(fresh=MISSING_SECONDS)
             found = self._known(model)
         if found:
-            return found
+            return self._well(found)
         if self._single is not None and not self._single.only:
             return [(self._single, self._aliases.get(model, model))]
         raise self._missing(model)
@@ -236,7 +331,7 @@ class BackendPool(Backend):
                 continue
             found = [(member, own) for member in self.members if (own := member.find(name)) is not None]
             if found:
-                return sorted(found, key=lambda target: target[0].error is not None)
+                return found
             prefix, sep, rest = name.partition("/")
             if sep:
                 member = next((member for member in self.members if member.name == prefix), None)
@@ -272,36 +367,66 @@ class BackendPool(Backend):
             request = request.replace(options={**request.options, "num_ctx": tokens})
         return request if request.model == model else request.replace(model=model)
 
-    # ---- trying again ----
+    # ---- how they fare ----
 
-    def _answered(self, member: Member, context: RequestContext) -> None:
-        context.headers[BACKEND_HEADER] = member.name
-        self._purse.earn()
+    def drain(self, name: str, *, on: bool = True) -> None:
+        """Give the backend `name` no new requests (or, with `on=False`, some again). Raises `ConfigError`."""
+        for member in self.members:
+            if member.name == name:
+                member.health.draining = on
+                return
+        raise ConfigError(f"no backend is called {name!r}; there are {', '.join(m.name for m in self.members)}")
+
+    def _well(self, found: list[Target]) -> list[Target]:
+        """Those that may have new requests; when that is none, all that are not draining: they may be back."""
+        now = self._clock()
+        well = [target for target in found if target[0].health.allows(now)]
+        if well:
+            return well
+        left = [target for target in found if not target[0].health.draining]
+        if found and not left:
+            raise Overloaded("the backends that have this model are being drained", code="draining", retry_after=5)
+        return sorted(left, key=lambda target: target[0].error is not None)
+
+    def _answered(self, member: Member) -> None:
         if member.error is not None:
             member.note(None)
 
-    async def _before(self, attempt: int, targets: list[Target], failed: Member, error: VeloError) -> None:
-        """Wait as long as is due before the `attempt`th attempt; raise `error` when there is to be none."""
+    def _failed(self, member: Member, error: VeloError) -> None:
+        member.health.failed(error, self._clock())
         if isinstance(error, BackendError) and error.retryable:
-            failed.note(error)
-        if attempt > MOST_ATTEMPTS or not may_retry(error) or not self._purse.spend():
-            raise error
-        if targets[(attempt - 1) % len(targets)][0] is failed or attempt > len(targets):
-            pause = pause_before(attempt, error)
-            if pause is None:
-                raise error
-            await asyncio.sleep(pause)
+            member.note(error)
+
+    def _note_pace(self, member: Member, model: str, seconds: float, pieces: int) -> None:
+        """Give a backend a rest that writes far more slowly than the others with the same model."""
+        if self._single is not None:
+            return
+        pace = member.pace(model)
+        pace.add(seconds, pieces)
+        others = [other.paces[model] for other in self.members if other is not member and model in other.paces]
+        if pace.is_outlier(others):
+            logger.warning("%s writes far more slowly than the others with %s", member.name, model)
+            member.health.slow(self._clock(), f"{member.name} is slow")
+            del member.paces[model]
 
     async def _call(self, model: str, ask: Callable[[Member, str], Awaitable[T]]) -> T:
-        targets = await self._targets(model)
-        attempt = 1
+        attempts = Attempts(
+            await self._targets(model), self._budget, lambda target: target[0].health.allows(self._clock())
+        )
         while True:
-            member, name = targets[(attempt - 1) % len(targets)]
+            member, name = attempts.current
+            member.health.sent(self._clock())
+            if self._watch is not None:
+                self._watch.wake()
             try:
                 result = await ask(member, name)
             except VeloError as error:
-                attempt += 1
-                await self._before(attempt, targets, member, error)
+                self._failed(member, error)
+                await asyncio.sleep(attempts.after(error, begun=False))
+            except BaseException:
+                member.health.left(self._clock())
+                raise
             else:
-                self._purse.earn()
+                member.health.done(self._clock())
+                self._budget.earn()
                 return result

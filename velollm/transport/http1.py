@@ -167,6 +167,10 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def give_up(self, why: str) -> None:
+        """End the exchange as if its time had run out."""
+        self._fail(httpx.ReadTimeout(why))
+
     # ---- time ----
 
     def _expect(self, seconds: float, awaited: str) -> None:

@@ -37,6 +37,7 @@ class PooledTransport(httpx.AsyncBaseTransport):
     def __init__(self) -> None:
         self._idle: dict[Origin, deque[Connection]] = {}
         self._lingering: set[asyncio.Task[None]] = set()
+        self._busy: set[Connection] = set()
         self._tls: ssl.SSLContext | None = None
         self._closed = False
 
@@ -94,6 +95,7 @@ class PooledTransport(httpx.AsyncBaseTransport):
 
     def keep(self, origin: Origin, connection: Connection) -> None:
         """The exchange is over: keep the connection if it can serve another, else close it."""
+        self._busy.discard(connection)
         if not connection.release() or self._closed:
             connection.close()
             return
@@ -128,6 +130,7 @@ class PooledTransport(httpx.AsyncBaseTransport):
         self, connection: Connection, message: Outgoing, patience: Patience, origin: Origin
     ) -> PooledBody:
         connection.begin(patience, is_head=message.method == "HEAD")
+        self._busy.add(connection)
         try:
             if isinstance(message.body, bytes):
                 connection.write(message.head + message.body)
@@ -137,9 +140,15 @@ class PooledTransport(httpx.AsyncBaseTransport):
             connection.sent()
             await connection.wait_for_head()
         except BaseException:
+            self._busy.discard(connection)
             connection.close()
             raise
         return PooledBody(self, connection, origin)
+
+    def break_off(self, why: str) -> None:
+        """End all exchanges that are under way, as if their time had run out."""
+        for connection in list(self._busy):
+            connection.give_up(why)
 
     def linger(self, origin: Origin, connection: Connection) -> None:
         """Let an unfinished body come to its end in the background, for a moment, so that the connection is kept."""

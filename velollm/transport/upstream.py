@@ -174,6 +174,11 @@ class Upstream:
         response = await self.send(request.method, request.target, content=body or None, headers=headers, limit=ENDLESS)
         return HttpResponse(status=response.status, headers=_end_to_end(response.headers), body=_relay(response))
 
+    def break_off(self, why: str) -> None:
+        """End all exchanges that are under way with `BackendTimeout`; only the pooled transport can."""
+        if self._pool is not None:
+            self._pool.break_off(why)
+
     async def aclose(self) -> None:
         """Close the connections."""
         await self._transport.aclose()
