@@ -19,6 +19,7 @@ __all__ = ["main"]
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "serve": ("velollm.commands.serve", "run the proxy in front of an engine"),
     "models": ("velollm.commands.models", "list, install, show and remove local models"),
+    "detect": ("velollm.commands.detect", "say what this machine is"),
 }
 EXAMPLES = """\
 examples:
