@@ -85,7 +85,7 @@ def level(module: str) -> int:
     if part == "":
         return -1  # the package itself: names nothing but its version
     known = {name.split(".")[1] for name in own_imports(module)}
-    return LAYER if known & {"backend", "transport"} else CORE
+    return LAYER if known & {"backend", "transport", "discovery"} else CORE
 
 
 @cache
