@@ -28,6 +28,7 @@ from velollm.errors import (
 from velollm.exchange import Exchange
 from velollm.forward import forward
 from velollm.messages import ChatEvent, ChatRequest, Collector, ModelInfo
+from velollm.prompts import answer_prompts
 
 __all__ = ["Door"]
 
@@ -97,7 +98,7 @@ class Door:
                 await self._whole(exchange, endpoint, request)
 
     async def _whole(self, exchange: Exchange, endpoint: ChatEndpoint, request: ChatRequest) -> None:
-        events = [event async for event in self.backend.chat(request)]
+        events = [event async for event in answer_prompts(self.backend, request)]
         raw = _untouched(events, endpoint.wire)
         if raw is not None and not request.context.trailer:
             await exchange.json(raw)
@@ -113,7 +114,7 @@ class Door:
     async def _stream(self, exchange: Exchange, endpoint: ChatEndpoint, request: ChatRequest) -> None:
         respond = exchange.respond
         renderer = endpoint.stream(request)
-        events = self.backend.chat(request)
+        events = answer_prompts(self.backend, request)
         opening = _Opening(exchange, endpoint.stream_type, self.heartbeat)
         try:
             async for event in events:

@@ -206,8 +206,9 @@ class ChatRequest:
     """Everything one generation needs.
 
     Either `messages` (a chat) or `prompt` (a completion: text or token ids, with an optional `suffix`) is given; with
-    `prompt`, `raw` says that no chat template is to be applied. `None` always means: not said by the client, leave it
-    to the backend. `think` asks for reasoning: a bool, or an effort word (`minimal`, `low`, `medium`, `high`).
+    `prompt`, `raw` says that no chat template is to be applied. `further_prompts` of the same request are answered each
+    as a request of its own (`velollm.prompts`); no backend ever sees them. `None` always means: not said by the client,
+    leave it to the backend. `think` asks for reasoning: a bool, or an effort word (`minimal`, `low`, `medium`, `high`).
     `options` holds engine options that no common field covers (`num_ctx`, `mirostat`, ...), by Ollama's names.
     `extra` holds the client's unknown top-level fields.
     """
@@ -215,6 +216,7 @@ class ChatRequest:
     model: str = ""
     messages: list[Message] = attrs.field(factory=list)
     prompt: str | list[int] | None = None
+    further_prompts: Sequence[str | list[int]] = ()
     suffix: str | None = None
     raw: bool = False
     tools: list[Tool] = attrs.field(factory=list)
@@ -297,6 +299,19 @@ class Usage:
     def total_tokens(self) -> int:
         """Prompt and completion together."""
         return self.prompt_tokens + self.completion_tokens
+
+    def __add__(self, other: Usage) -> Usage:
+        """What two generations took together; a count that only one of them has is taken as it is."""
+        return Usage(
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            completion_tokens=self.completion_tokens + other.completion_tokens,
+            cached_tokens=_plus(self.cached_tokens, other.cached_tokens),
+            reasoning_tokens=_plus(self.reasoning_tokens, other.reasoning_tokens),
+        )
+
+
+def _plus(one: int | None, other: int | None) -> int | None:
+    return one if other is None else other if one is None else one + other
 
 
 @attrs.define

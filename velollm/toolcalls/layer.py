@@ -256,7 +256,8 @@ class _Answer:
         mender = ChoiceMender(self.policy, Report())
         async with aclosing(self.layer.inner.chat(request)) as events:
             async for event in events:
-                self.more = _sum(self.more, event.usage)
+                if event.usage is not None:
+                    self.more = event.usage if self.more is None else self.more + event.usage
                 if event.finish_reason is not None:
                     mender.finish(event)
                 else:
@@ -288,14 +289,4 @@ def _says_the_same(out: Sequence[ChatEvent], event: ChatEvent, mender: ChoiceMen
 
 
 def _with_usage(event: ChatEvent, more: Usage) -> ChatEvent:
-    return attrs.evolve(event, usage=_sum(event.usage, more), wire=None, raw=None)
-
-
-def _sum(one: Usage | None, other: Usage | None) -> Usage | None:
-    if one is None or other is None:
-        return one or other
-    return attrs.evolve(
-        one,
-        prompt_tokens=one.prompt_tokens + other.prompt_tokens,
-        completion_tokens=one.completion_tokens + other.completion_tokens,
-    )
+    return attrs.evolve(event, usage=more if event.usage is None else event.usage + more, wire=None, raw=None)

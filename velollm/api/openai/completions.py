@@ -9,7 +9,6 @@ from velollm.api.openai.logprobs import to_legacy
 from velollm.api.openai.sampling import SHARED, parse_shared
 from velollm.api.openai.stream import EventStream
 from velollm.api.values import at, fail, get_bool, get_int, get_str, kind, rest
-from velollm.errors import UnsupportedError
 from velollm.messages import ChatAnswer, ChatEvent, ChatRequest, Choice, RequestContext, Source
 
 __all__ = ["CompletionStream", "Completions"]
@@ -18,6 +17,7 @@ JSON: TypeAlias = dict[str, Any]
 
 KNOWN = SHARED | {"prompt", "suffix", "max_tokens", "logprobs", "echo"}
 PREFIX = "cmpl-"
+MOST_PROMPTS = 128  # as many as there may be choices of one
 MOST_LOGPROBS = 20  # OpenAI stops at 5, local engines go further
 
 
@@ -32,14 +32,16 @@ class Completions:
         self._mint = mint or Minter()
 
     def parse(self, payload: JSON, body: bytes, context: RequestContext) -> ChatRequest:
-        """Validate and translate; one prompt a request, for that is what a generation is everywhere behind the door."""
+        """Validate and translate."""
         shared = parse_shared(payload)
         logprobs = get_int(payload, "logprobs", low=0, high=MOST_LOGPROBS)
         suffix = get_str(payload, "suffix")
         _check_best_of(payload, shared["n"])
+        prompt, *more = _prompts(payload.get("prompt"))
         return ChatRequest(
             **{**shared, "extra": {**rest(payload, KNOWN), **shared["extra"]}},
-            prompt=_prompt(payload.get("prompt")),
+            prompt=prompt,
+            further_prompts=more,
             suffix=suffix or None,
             raw=not suffix,  # filling a gap needs the model's own infill template
             max_tokens=get_int(payload, "max_tokens", low=1),
@@ -69,24 +71,35 @@ class Completions:
         return CompletionStream(request, self._mint)
 
 
-def _prompt(value: Any) -> str | list[int]:
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], (str, list)):
-        value = value[0]
-    if isinstance(value, str):
-        return value
+def _prompts(value: Any) -> list[str | list[int]]:
+    """One or more prompts, each a text or a list of token ids."""
     if value is None:
         fail("prompt", "is required and must be a string or an array of token ids")
+    if isinstance(value, str):
+        return [value]
     if not isinstance(value, list):
-        fail("prompt", f"must be a string or an array of token ids, not {kind(value)}")
+        fail("prompt", f"must be a string, an array of strings, or an array of token ids, not {kind(value)}")
     if not value:
         fail("prompt", "must not be empty")
-    if isinstance(value[0], (str, list)):
-        raise UnsupportedError(
-            "prompt has several texts, which is not supported: send one request each", param="prompt"
-        )
+    if not isinstance(value[0], (str, list)):
+        return [_tokens(value, "prompt")]
+    if len(value) > MOST_PROMPTS:
+        fail("prompt", f"has {len(value)} prompts; at most {MOST_PROMPTS} are answered at once")
+    return [_prompt(item, at("prompt", number)) for number, item in enumerate(value)]
+
+
+def _prompt(value: Any, where: str) -> str | list[int]:
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list) or not value:
+        fail(where, "must be a string or an array of token ids, as all items beside it, and not empty")
+    return _tokens(value, where)
+
+
+def _tokens(value: list[Any], where: str) -> list[int]:
     for number, token in enumerate(value):
         if type(token) is not int or token < 0:
-            fail(at("prompt", number), "must be a token id, as all items beside it")
+            fail(at(where, number), "must be a token id, as all items beside it")
     return value
 
 

@@ -134,7 +134,9 @@ def _requests() -> JSON:
                 when("top_logprobs", integer(1), {"logprobs": {"const": True}}),
             ],
         ),
-        "CompletionRequest": obj({"prompt": one_of(STR, array(STR, 1, 1), TOKENS)}, completion),
+        "CompletionRequest": obj(
+            {"prompt": one_of(STR, array(STR, 1, 128), array(TOKENS, 1, 128), TOKENS)}, completion
+        ),
     }
 
 
