@@ -124,7 +124,7 @@ class Server:
 
 
 @asynccontextmanager
-async def scripted(script: Script, *, tls: SSLContext | None = None) -> AsyncGenerator[Server, None]:
+async def scripted(script: Script, *, tls: SSLContext | None = None, port: int = 0) -> AsyncGenerator[Server, None]:
     """Serve; a failure inside the script fails the test. At the end of its script a connection is closed."""
     tasks: set[asyncio.Task[None]] = set()
 
@@ -147,7 +147,7 @@ async def scripted(script: Script, *, tls: SSLContext | None = None) -> AsyncGen
             peer.ended.set()
             writer.close()
 
-    listening = await asyncio.start_server(play, "127.0.0.1", 0, ssl=tls, limit=1 << 26)
+    listening = await asyncio.start_server(play, "127.0.0.1", port, ssl=tls, limit=1 << 26)
     server = Server(listening.sockets[0].getsockname()[1], "https" if tls else "http")
     try:
         yield server

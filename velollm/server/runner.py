@@ -132,7 +132,7 @@ def server_config(
 ) -> uvicorn.Config:
     """How uvicorn is to serve: without its own log, headers and trust in proxies. `drain_timeout` is in seconds."""
     return uvicorn.Config(
-        app,  # type: ignore[arg-type] -- its own types for ASGI are narrower
+        app,  # type: ignore[arg-type]  # its own types for ASGI are narrower
         http=protocol,
         ws="none",
         lifespan="on",
@@ -142,7 +142,7 @@ def server_config(
         proxy_headers=False,
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=drain_timeout,  # type: ignore[arg-type] -- fractions of seconds work as well
+        timeout_graceful_shutdown=drain_timeout,  # type: ignore[arg-type]  # fractions of seconds work as well
     )
 
 
