@@ -75,6 +75,9 @@ class OpenAIBackend(Backend):
 
     async def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         """Generate, through the chat or the completions endpoint."""
+        if request.asks_nothing:  # the engine has loaded its model long since
+            yield ChatEvent(finish_reason="stop")
+            return
         wire = wire_of(request)
         response = await self._post(self.prefix + PATHS[wire], request_body(request), request)
         async with response:

@@ -25,6 +25,7 @@ ENTRY_POINTS = "velollm.backends"
 
 SCHEMES = {
     "ollama": "velollm.contrib.ollama:OllamaBackend",
+    "ollama+https": "velollm.contrib.ollama:OllamaBackend",
     "llamacpp": "velollm.contrib.llamacpp:LlamaServerBackend",
     "gguf": "velollm.contrib.llamacpp:EmbeddedBackend",
     "hf": "velollm.contrib.llamacpp:from_hub",

@@ -248,6 +248,11 @@ class ChatRequest:
     source: Source | None = None
     context: RequestContext = attrs.field(factory=RequestContext)
 
+    @property
+    def asks_nothing(self) -> bool:
+        """Whether there is nothing to answer: the model is only to be made ready (or, with `keep_alive` 0, let go)."""
+        return not (self.messages or self.prompt or self.raw or self.suffix)
+
     def replace(self, **changes: Any) -> ChatRequest:
         """A copy with `changes`; a change of content drops `source`, for the original bytes no longer say the same.
 

@@ -6,7 +6,6 @@ templates that know none, log probabilities beside tools in a stream, and errors
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -18,11 +17,11 @@ import httpx
 from velollm.api.openai.upstream import encode_chat, wire_of
 from velollm.backend import Capabilities, Limits
 from velollm.continuation import Kept, Said, Token, check_resumable, ended, rest
-from velollm.contrib.llamacpp.forced import CallReader, ForcedCall, forced_call
+from velollm.contrib.forced import as_calls, forced_call
 from velollm.contrib.llamacpp.properties import ServerProperties, read_model, read_properties
 from velollm.contrib.llamacpp.resumed import rest_of, said_tokens
-from velollm.contrib.llamacpp.toolless import has_tool_turns, tell_tools
 from velollm.contrib.openai import OpenAIBackend
+from velollm.contrib.toolless import has_tool_turns, tell_tools
 from velollm.errors import (
     BackendProtocolError,
     BackendRefused,
@@ -33,7 +32,7 @@ from velollm.errors import (
     UnsupportedError,
     VeloError,
 )
-from velollm.messages import ChatEvent, ChatRequest, EmbedRequest, FinishReason, ModelInfo, Usage
+from velollm.messages import ChatEvent, ChatRequest, EmbedRequest, ModelInfo, Usage
 from velollm.transport import UpstreamResponse
 
 __all__ = ["LlamaServerBackend"]
@@ -200,7 +199,7 @@ class LlamaServerBackend(OpenAIBackend):
         bare = in_one_piece or (wire == "openai.completions" and request.logprobs)
         async with aclosing(super().chat(asked)) as events:
             if forced is not None:
-                async with aclosing(self._as_calls(events, forced)) as calls:
+                async with aclosing(as_calls(events, forced, self.name)) as calls:
                     async for event in calls:
                         yield event
                 return
@@ -212,23 +211,6 @@ class LlamaServerBackend(OpenAIBackend):
         if not request.tools and not has_tool_turns(request):
             return request
         return request if (await self.properties()).template_tools else tell_tools(request)
-
-    async def _as_calls(
-        self, events: AsyncGenerator[ChatEvent, None], forced: ForcedCall
-    ) -> AsyncGenerator[ChatEvent, None]:
-        """Events whose text is the JSON of a call, as events of a tool call."""
-        readers: dict[int, CallReader] = {}
-        async for event in events:
-            new = attrs.evolve(event, text="", wire=None, raw=None)
-            if event.text or event.finish_reason is not None:
-                reader = readers.get(event.index)
-                if reader is None:
-                    reader = readers[event.index] = CallReader(forced, f"call_{secrets.token_hex(12)}", self.name)
-                new.tool_calls = [*event.tool_calls, *reader.feed(event.text)]
-                if event.finish_reason is not None and not event.tool_calls:
-                    new.tool_calls += reader.end(cut=event.finish_reason == "length")
-                    new.finish_reason = _call_finish(event.finish_reason)
-            yield new
 
     async def _post(self, path: str, body: bytes, request: ChatRequest | EmbedRequest) -> UpstreamResponse:
         try:
@@ -267,10 +249,6 @@ def _sum(one: Usage | None, other: Usage | None) -> Usage | None:
     if one is None or other is None:
         return one or other
     return attrs.evolve(one, completion_tokens=one.completion_tokens + other.completion_tokens)
-
-
-def _call_finish(reason: FinishReason) -> FinishReason:
-    return "tool_calls" if reason == "stop" else reason
 
 
 def _meant(error: BackendRefused | ContextLengthExceeded, name: str) -> VeloError:

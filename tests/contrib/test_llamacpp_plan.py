@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from tiny_gguf import write_tiny_gguf
 
 from velollm.backend import open_backend
+from velollm.contrib.forced import CallReader, ForcedCall
 from velollm.contrib.llamacpp import EmbeddedBackend, from_hub
 from velollm.contrib.llamacpp import embedded as embedding
 from velollm.contrib.llamacpp.crashes import CRASH_WINDOW, MAX_CRASHES, Crashes
-from velollm.contrib.llamacpp.forced import CallReader, ForcedCall
 from velollm.contrib.llamacpp.plan import KV_BYTES, Machine, kv_bytes_per_token, make_plan, this_machine
 from velollm.errors import BackendError, ConfigError
 from velollm.models import hub

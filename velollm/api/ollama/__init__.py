@@ -7,14 +7,12 @@ from velollm.api.ollama.embeddings import Embed, LegacyEmbeddings
 from velollm.api.ollama.errors import render_error
 from velollm.api.ollama.generate import Generate
 from velollm.api.ollama.models import render_ps, render_show, render_tags, render_version
-from velollm.api.ollama.options import is_load
 
 __all__ = [
     "Chat",
     "Embed",
     "Generate",
     "LegacyEmbeddings",
-    "is_load",
     "render_error",
     "render_ps",
     "render_show",

@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 import attrs
 
 from velollm.api.arguments import arguments_object
-from velollm.api.ollama.options import is_load
 from velollm.api.openai import Minter
 from velollm.messages import ChatRequest, Choice, FinishReason, ResponseMeta, Timings, ToolCall, Usage
 
@@ -61,7 +60,7 @@ def shows_thinking(request: ChatRequest) -> bool:
 
 def done_reason(request: ChatRequest, finish: FinishReason | None) -> str:
     """Ollama's word for why the answer ended; a tool call is a natural end."""
-    if is_load(request):
+    if request.asks_nothing:
         return "unload" if _unloads(request.keep_alive) else "load"
     return "length" if finish == "length" else "stop"
 

@@ -6,10 +6,10 @@ from typing import Any, ClassVar, TypeAlias
 
 from velollm.api.ollama.answer import Clock, done_reason, head, metrics, render_logprobs, render_message
 from velollm.api.ollama.conversation import read_messages
-from velollm.api.ollama.options import SHARED, read_shared
+from velollm.api.ollama.options import SHARED, extra_fields, read_shared
 from velollm.api.ollama.stream import LineStream
 from velollm.api.openai.tools import parse_tooling
-from velollm.api.values import get_bool, rest
+from velollm.api.values import get_bool
 from velollm.messages import ChatAnswer, ChatRequest, Choice, RequestContext, Source
 
 __all__ = ["Chat"]
@@ -39,7 +39,7 @@ class Chat:
             tools=tooling.tools,
             tool_choice=tooling.choice,
             parallel_tool_calls=get_bool(payload, "parallel_tool_calls"),
-            extra=rest(payload, KNOWN),
+            extra=extra_fields(payload, KNOWN),
             source=Source(wire=self.wire, body=body, payload=payload),
             context=context,
         )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, TypeAlias
 
-from velollm.api.ollama.options import read_keep_alive
-from velollm.api.values import at, expect_list, fail, get_bool, get_int, get_object, get_str, kind, need_str, rest
+from velollm.api.ollama.options import extra_fields, read_keep_alive
+from velollm.api.values import at, expect_list, fail, get_bool, get_int, get_object, get_str, kind, need_str
 from velollm.messages import Embeddings, EmbedRequest, RequestContext
 
 __all__ = ["Embed", "LegacyEmbeddings"]
@@ -58,7 +58,7 @@ def _request(payload: JSON, inputs: list[str], field: str, context: RequestConte
         truncate=get_bool(payload, "truncate"),
         keep_alive=read_keep_alive(payload),
         options=dict(get_object(payload, "options") or {}),
-        extra=rest(payload, SHARED | {field}),
+        extra=extra_fields(payload, SHARED | {field}),
         context=context,
     )
 

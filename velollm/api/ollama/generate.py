@@ -6,10 +6,9 @@ from typing import Any, ClassVar, TypeAlias
 
 from velollm.api.ollama.answer import Clock, done_reason, head, metrics, render_logprobs, render_message
 from velollm.api.ollama.conversation import read_images
-from velollm.api.ollama.options import SHARED, read_shared
+from velollm.api.ollama.options import SHARED, extra_fields, read_shared
 from velollm.api.ollama.stream import LineStream
-from velollm.api.values import get_bool, get_int_list, get_str, rest
-from velollm.errors import UnsupportedError
+from velollm.api.values import get_bool, get_int_list, get_str
 from velollm.messages import ChatAnswer, ChatRequest, Choice, Message, RequestContext, Source, TextPart
 
 __all__ = ["Generate"]
@@ -35,21 +34,20 @@ class Generate:
         system = get_str(payload, "system")
         messages = [Message(role="system", content=system)] if system else []
         prompt: str | None = get_str(payload, "prompt") or ""
-        raw = get_bool(payload, "raw") or False
         images = read_images(payload)
-        if images and raw:
-            raise UnsupportedError("images cannot be placed in a raw prompt: leave out raw or images", param="images")
-        if images and prompt:
+        if not prompt:
+            messages = []  # only a prompt asks for an answer
+        elif images:
             messages.append(Message(role="user", content=[TextPart(text=prompt), *images]))
             prompt = None
-        extra = rest(payload, KNOWN)
+        extra = extra_fields(payload, KNOWN)
         extra.update({key: value for key, value in self._ollamas(payload).items() if value})
         return ChatRequest(
             **read_shared(payload),
             messages=messages,
             prompt=prompt,
             suffix=get_str(payload, "suffix") or None,
-            raw=raw,
+            raw=bool(prompt) and (get_bool(payload, "raw") or False),
             extra=extra,
             source=Source(wire=self.wire, body=body, payload=payload),
             context=context,

@@ -18,11 +18,12 @@ from velollm.api.values import (
     get_str_list,
     kind,
     need_str,
+    rest,
     unknown_value,
 )
-from velollm.messages import ChatRequest, ResponseFormat
+from velollm.messages import ResponseFormat
 
-__all__ = ["SHARED", "is_load", "read_keep_alive", "read_shared"]
+__all__ = ["SHARED", "extra_fields", "read_keep_alive", "read_shared"]
 
 JSON: TypeAlias = dict[str, Any]
 
@@ -53,9 +54,14 @@ def read_shared(payload: JSON) -> JSON:
     }
 
 
-def is_load(request: ChatRequest) -> bool:
-    """Whether a request of this dialect asks nothing: it loads the model, or with `keep_alive` 0 unloads it."""
-    return not request.messages if request.prompt is None else request.prompt == ""
+def extra_fields(payload: JSON, known: frozenset[str]) -> JSON:
+    """The fields that are not `known`. Go reads names whatever their case, so `Model` would reach an Ollama as the
+    model, though nothing here has looked at it: such spellings are refused."""
+    found = rest(payload, known)
+    for name in found:
+        if name.casefold() in known:
+            fail(name[:40], f"is not how this field is written: it is {name.casefold()!r}")
+    return found
 
 
 def read_keep_alive(payload: JSON) -> str | float | None:

@@ -1,6 +1,7 @@
 """Forced tool calls for engines that constrain output, but do not obey `tool_choice`. No I/O.
 
     request ─▶ forced_call ─▶ .schema constrains the answer ─▶ text ─▶ CallReader ─▶ ToolCallDeltas
+                                                               events ─▶ as_calls ─▶ events
 
 One tool that must be called: the answer is its arguments. One of several: `{"name": ..., "arguments": {...}}`.
 """
@@ -8,14 +9,16 @@ One tool that must be called: the answer is its arguments. One of several: `{"na
 from __future__ import annotations
 
 import re
+import secrets
+from collections.abc import AsyncGenerator
 from typing import Any, TypeAlias
 
 import attrs
 
 from velollm.errors import BackendProtocolError, RequestError
-from velollm.messages import ChatRequest, Tool, ToolCallDelta
+from velollm.messages import ChatEvent, ChatRequest, Tool, ToolCallDelta
 
-__all__ = ["CallReader", "ForcedCall", "forced_call"]
+__all__ = ["CallReader", "ForcedCall", "as_calls", "forced_call"]
 
 JSON: TypeAlias = dict[str, Any]
 
@@ -82,6 +85,25 @@ def _moved(node: Any, root: str, depth: int = 0) -> Any:
     if isinstance(reference, str) and reference.startswith("#"):
         moved["$ref"] = root + reference[1:]
     return moved
+
+
+async def as_calls(
+    events: AsyncGenerator[ChatEvent, None], forced: ForcedCall, backend: str
+) -> AsyncGenerator[ChatEvent, None]:
+    """Events whose text is the JSON of a call, as events of a tool call."""
+    readers: dict[int, CallReader] = {}
+    async for event in events:
+        new = attrs.evolve(event, text="", wire=None, raw=None)
+        if event.text or event.finish_reason is not None:
+            reader = readers.get(event.index)
+            if reader is None:
+                reader = readers[event.index] = CallReader(forced, f"call_{secrets.token_hex(12)}", backend)
+            new.tool_calls = [*event.tool_calls, *reader.feed(event.text)]
+            if event.finish_reason is not None and not event.tool_calls:
+                new.tool_calls += reader.end(cut=event.finish_reason == "length")
+                if event.finish_reason == "stop":
+                    new.finish_reason = "tool_calls"
+        yield new
 
 
 class CallReader:
