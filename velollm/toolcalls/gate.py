@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 
-from velollm.toolcalls.markers import BACKTICK_REACH, MARK, TRIGGER, is_partial
+from velollm.toolcalls.markers import BACKTICK_REACH, MARK, OBJECT_HEAD, TRIGGER, is_partial
 from velollm.toolcalls.prose import ends_sentence
 from velollm.toolcalls.tools import ToolSet
 
@@ -24,11 +24,11 @@ __all__ = ["Gate"]
 _FLOW, _SOFT, _TAIL, _FENCE, _HELD = range(5)
 _BRACKETS = re.compile(r"[\"\\{}\[\]]")
 _IN_STRING = re.compile(r"[\"\\]")
-_TAIL_SKIP = re.compile(r"(?:[\s,;}\])]|```[\w-]*|~~~[\w-]*)*")
+_TAIL_SKIP = re.compile(r"[\s,;}\])]*(?P<fence>(?:```|~~~)[\w-]{0,40}[\s,;}\])]*)?")
 _FENCE_HEAD = re.compile(r"(`{3,}|~{3,})([\w+.\-]*)([ \t]*\n?)\s*")
+_REACH = 512  # no decision looks further than this over white space, so that none is looked at again and again
 _QUOTES = "\"'“‘`"
 _SPACE = re.compile(r"[ \t]*")
-_OBJECT_HEAD = re.compile(r"\{\s*(?:[\"'“‘\\}`{]|[A-Za-z_$][\w$\-]*\s*[\"']?\s*:|<[|e])")
 _OBJECT_MAYBE = re.compile(r"\{\s*(?:[A-Za-z_$][\w$\-]*\s*[\"']?\s*)?$")
 _LIST_HEAD = re.compile(r"\[\s*(?:\{|\[\s*\{)")
 _LIST_MAYBE = re.compile(r"\[[\s\[]*(?:[A-Za-z_][\w.\-]*)?$")
@@ -42,6 +42,7 @@ class Gate:
     __slots__ = (
         "_before",
         "_depth",
+        "_fence_mark",
         "_held",
         "_mode",
         "_pending",
@@ -63,6 +64,7 @@ class Gate:
         self._held: list[str] = []
         self._depth = 0
         self._quoted = False
+        self._fence_mark = "```"
 
     @property
     def rest(self) -> str:
@@ -107,14 +109,19 @@ class Gate:
             text = self._pending[:end]
         if text:
             out.append(text)
-            self._before = (self._before + text)[-64:]
+            self._before = (self._before + text[-64:])[-64:]
         self._pending = self._pending[end:]
         self._scan = max(0, self._scan - end)
         self._skip_ticks = max(0, self._skip_ticks - end)
 
+    def _solid(self, end: int) -> int:
+        """Where the text before `end` stops but for white space, which stays with what follows it."""
+        low = max(0, end - _REACH)
+        return low + len(self._pending[low:end].rstrip())
+
     def _hold(self, out: list[str], start: int) -> bool:
         """From `start` on, nothing flows any more; space before it stays with it."""
-        self._emit(out, len(self._pending[:start].rstrip()))
+        self._emit(out, self._solid(start))
         self._held.append(self._pending)
         self._pending = ""
         self._mode = _HELD
@@ -123,7 +130,7 @@ class Gate:
     def _wait(self, out: list[str], start: int) -> bool:
         """Text from `start` on waits for more."""
         self._scan = start
-        kept = len(self._pending[:start].rstrip()) if start else 0
+        kept = self._solid(start)
         if kept:
             self._emit(out, kept)
         return False
@@ -142,7 +149,7 @@ class Gate:
             match = TRIGGER.search(text, pos)
             if match is None:
                 self._scan = len(text)
-                end = len(text.rstrip())
+                end = self._solid(len(text))
                 if end:
                     self._emit(out, end)
                 self._scan = len(self._pending)
@@ -166,6 +173,8 @@ class Gate:
         return self._before[-1:] == "\n"
 
     def _preceding(self, at: int) -> str:
+        if at >= 64:
+            return self._pending[at - 64 : at]
         return (self._before + self._pending[:at])[-64:]
 
     def _line_start(self, out: list[str], pos: int) -> int | None:
@@ -173,6 +182,8 @@ class Gate:
         text = self._pending
         match = _SPACE.match(text, pos)
         at = match.end() if match else pos
+        if at - pos > _REACH:
+            return at
         if at >= len(text):
             self._wait(out, pos)
             return None
@@ -196,7 +207,7 @@ class Gate:
         """`{` or `[` where a call without markers may begin."""
         text = self._pending
         if text[at] == "{":
-            if _OBJECT_HEAD.match(text, at):
+            if OBJECT_HEAD.match(text, at):
                 self._track(out, at)
                 return None
             if _OBJECT_MAYBE.match(text, at) and len(text) - at < 200:
@@ -218,7 +229,7 @@ class Gate:
         return self._marker(out, at)
 
     def _track(self, out: list[str], at: int) -> None:
-        self._emit(out, len(self._pending[:at].rstrip()))
+        self._emit(out, self._solid(at))
         self._mode = _SOFT
         self._depth = 0
         self._quoted = False
@@ -257,7 +268,11 @@ class Gate:
         text = self._pending
         head = _FENCE_HEAD.match(text, at)
         assert head is not None
+        ticks = text[at]
         begin = head.end()
+        if begin - at > _REACH:
+            self._open_fence(out, begin, ticks)
+            return None
         if begin >= len(text):
             self._wait(out, at)
             return None
@@ -266,7 +281,7 @@ class Gate:
             self._hold(out, at)
             return None
         if char == "{":
-            if _OBJECT_HEAD.match(text, begin):
+            if OBJECT_HEAD.match(text, begin):
                 self._track(out, at)
                 self._scan = text.index("{", begin) - (len(text) - len(self._pending))
                 return None
@@ -290,10 +305,14 @@ class Gate:
             else:
                 self._hold(out, at)
             return None
+        self._open_fence(out, begin, ticks)
+        return None
+
+    def _open_fence(self, out: list[str], begin: int, ticks: str) -> None:
         self._emit(out, begin)
         self._mode = _FENCE
+        self._fence_mark = ticks * 3
         self._scan = 0
-        return None
 
     def _opens_word(self, text: str, at: int) -> bool:
         """Whether the code at `at` begins with a tool's call, as far as can be seen."""
@@ -341,9 +360,9 @@ class Gate:
     def _fence(self, out: list[str]) -> bool:
         """Inside code that is no call: all flows up to the closing fence."""
         text = self._pending
-        close = text.find("```", self._scan)
+        close = text.find(self._fence_mark, self._scan)
         if close < 0:
-            keep = len(text) - len(text.rstrip("`"))
+            keep = len(text) - len(text.rstrip(self._fence_mark[0]))
             end = len(text) - keep
             self._emit(out, end)
             self._scan = 0
@@ -392,8 +411,12 @@ class Gate:
         """Behind a closed bracket: more of the kind, or prose, which proves that it was no call."""
         text = self._pending
         match = _TAIL_SKIP.match(text)
-        at = match.end() if match else 0
+        assert match is not None
+        at = match.end()
         if at >= len(text) or (text[at] in "`~" and len(text) - at < 3 and not text[at:].strip("`~")):
+            if at > 2 * _REACH and match["fence"] is None:
+                self._held.append(text[:_REACH])
+                self._pending = text[_REACH:]
             return False
         char = text[at]
         if char in "{[":
@@ -408,10 +431,10 @@ class Gate:
             self._pending = ""
             self._mode = _HELD
             return False
-        self._emit(out, len(text[:at].rstrip()))
+        self._emit(out, self._solid(at))
         self._mode = _FLOW
         self._scan = 0
-        if "\n" in text[:at]:
+        if "\n" in text[max(0, at - _REACH) : at]:
             self._scan = len(self._pending) - len(self._pending.lstrip())
             while self._scan and self._pending[self._scan - 1] != "\n":
                 self._scan -= 1

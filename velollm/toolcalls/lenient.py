@@ -32,7 +32,7 @@ _COLON = re.compile(r"[\"']?\s*(?:[:：]|=>?)")
 _LITERALS = {"true": True, "false": False, "null": None, "none": None, "undefined": None, "nil": None}
 _NOT_FINITE = {"nan", "infinity", "-infinity", "+infinity", "inf", "-inf", "-nan"}
 _DRIVE = re.compile(r"[\"'][A-Za-z]:\\[^\\]")
-_ESCAPED_QUOTES = re.compile(r"[\[{\s]*\\\"")
+_ESCAPED_QUOTES = re.compile(r"[\[{\s]{0,40}\\\"")
 _ESCAPE_PAIR = re.compile(r"\\([\\\"])")
 
 
@@ -60,9 +60,37 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-_strict = json.JSONDecoder(
+_scan = json.JSONDecoder(
     object_pairs_hook=_pairs, parse_int=Lexeme, parse_float=Lexeme, parse_constant=Lexeme, strict=False
-).raw_decode
+).scan_once
+_WINDOW = 4096
+
+
+def _strict(text: str, pos: int) -> tuple[Any, int]:
+    """The value at `pos` and its end. Raises ValueError, StopIteration or RecursionError.
+
+    The scanner counts the lines of all it was given when it fails, so that it is given no more than it needs.
+    """
+    if len(text) <= _WINDOW:
+        return _scan(text, pos)
+    size = _WINDOW
+    while True:
+        window = text[pos : pos + size]
+        try:
+            value, end = _scan(window, 0)
+            return value, pos + end
+        except (ValueError, StopIteration) as error:
+            whole = pos + size >= len(text)
+            if whole or not _cut_short(error, len(window)):
+                raise
+        size *= 4
+
+
+def _cut_short(error: Exception, size: int) -> bool:
+    """Whether the scanner failed because its window ends."""
+    if isinstance(error, json.JSONDecodeError):
+        return error.pos >= size - 12 or error.msg.startswith("Unterminated")
+    return bool(error.args) and error.args[0] >= size - 12
 
 
 def read_json(text: str, pos: int = 0, limit: int | None = None) -> Reading:
@@ -83,7 +111,7 @@ def read_strict(text: str, pos: int, limit: int) -> Reading:
     """As `read_json`, by the strict scanner alone. Raw newlines in strings are let pass; drive paths are not."""
     try:
         value, end = _strict(text, pos)
-    except (ValueError, _Conflict, RecursionError):
+    except (ValueError, StopIteration, _Conflict, RecursionError):
         raise Unreadable("no strict JSON", pos) from None
     if end > limit or type(value) is Lexeme:
         raise Unreadable("no strict JSON", pos)

@@ -11,12 +11,15 @@ import re
 from velollm.toolcalls.families import FAMILIES, Family
 from velollm.toolcalls.native import SPECIAL_TOKEN
 
-__all__ = ["BACKTICK_REACH", "CLOSERS", "MARK", "READERS", "TRIGGER", "is_partial"]
+__all__ = ["BACKTICK_REACH", "CLOSERS", "MARK", "OBJECT_HEAD", "READERS", "TRIGGER", "is_partial"]
 
 BACKTICK_REACH = 240
 """An inline code span is closed within so many characters, or it is none."""
 
 TRIGGER = re.compile(r"[<`~\[\]{\n]")
+
+OBJECT_HEAD = re.compile(r"\{\s*(?:[\"'“‘\\}`]|\{\s*[\"']|[A-Za-z_$][\w$\-]*\s*[\"']?\s*:|<[|e])")
+"""How an object may begin that is a call, or what is left of one."""
 
 _opens: dict[str, str] = {}
 for _family in FAMILIES:

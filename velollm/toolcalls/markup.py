@@ -196,8 +196,7 @@ class _Body:
         close = self._close_after(match.start())
         if close < 0:
             return True
-        between = CALL_OPEN.search(text, match.end(), close)
-        return between is not None
+        return self.source.next(CALL_OPEN, match.end()) < close
 
     def _close_after(self, at: int) -> int:
         """Where the next closing parameter tag behind `at` is; remembered, so that looking stays linear."""

@@ -48,10 +48,9 @@ _EXTRA = re.compile(r"[\s}\]]*")
 _MAX_CALLS = 256
 
 
-def skip_wrappers(text: str, pos: int, limit: int) -> int:
+def skip_wrappers(source: Source, pos: int) -> int:
     """Behind white space, separators, wrapper tags and special tokens."""
-    match = _SKIP.match(text, pos, limit)
-    return match.end() if match else pos
+    return source.skip(_SKIP, pos)
 
 
 def read_native(source: Source, pos: int) -> tuple[list[WrittenCall], int]:
@@ -59,7 +58,7 @@ def read_native(source: Source, pos: int) -> tuple[list[WrittenCall], int]:
     text, limit = source.text, source.limit
     found: list[WrittenCall] = []
     end = pos
-    at = skip_wrappers(text, pos, limit)
+    at = skip_wrappers(source, pos)
     while at < limit and len(found) < _MAX_CALLS:
         opened = not found or _OPENER.search(text, end, at) is not None
         try:
@@ -75,8 +74,8 @@ def read_native(source: Source, pos: int) -> tuple[list[WrittenCall], int]:
             call.start, call.end = at, after
         found += calls
         end = after
-        at = skip_wrappers(text, after, limit)
-    return found, skip_wrappers(text, end, limit) if found else pos
+        at = skip_wrappers(source, after)
+    return found, skip_wrappers(source, end) if found else pos
 
 
 def _read_one(source: Source, at: int, opened: bool) -> tuple[list[WrittenCall], int]:
@@ -104,7 +103,7 @@ def _fenced(source: Source, at: int, opened: bool) -> tuple[list[WrittenCall], i
     fence = _FENCE.match(source.text, at, source.limit)
     if fence is None:
         return [], at
-    inner = skip_wrappers(source.text, fence.end(), source.limit)
+    inner = skip_wrappers(source, fence.end())
     if inner >= source.limit or source.text[inner] == "`":
         return [], at
     calls, end = _read_one(source, inner, opened)
@@ -137,8 +136,7 @@ def _read_bounded(source: Source, at: int) -> Reading:
     try:
         return read_strict(source.text, at, source.limit)
     except Unreadable:
-        sibling = _SIBLING.search(source.text, at, source.limit)
-        return read_lenient(source.text, at, sibling.start() if sibling else source.limit)
+        return read_lenient(source.text, at, source.next(_SIBLING, at))
 
 
 def _by_counter(value: object) -> list[WrittenCall] | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from velollm.toolcalls.calls import WrittenCall
 from velollm.toolcalls.lenient import Reading, read_json, read_lenient
-from velollm.toolcalls.strings import OPENERS, read_string
+from velollm.toolcalls.strings import read_string
 from velollm.toolcalls.tools import ToolSet
 from velollm.toolcalls.values import Bare, Lexeme, Unreadable, to_number
 
@@ -77,7 +77,10 @@ def read_call(text: str, pos: int, limit: int, tools: ToolSet) -> tuple[WrittenC
         raise Unreadable("no call", pos)
     name = head[0][:-1]
     if name == "print":
-        call, end = read_call(text, _skip(text, head.end(), limit), limit, tools)
+        inner = _skip(text, head.end(), limit)
+        if text.startswith("print(", inner):
+            raise Unreadable("no call", pos)
+        call, end = read_call(text, inner, limit, tools)
         at = _skip(text, end, limit)
         return call, at + 1 if text.startswith(")", at) else end
     if tools.find(name) is None:
@@ -175,12 +178,14 @@ def _read_value(text: str, pos: int, limit: int, closing: str) -> tuple[Any, int
 
 
 def _read_text(text: str, pos: int, limit: int) -> tuple[str, int]:
-    value, end, _ = read_string(text, pos, limit, "keyword", 0)
-    following = _skip(text, end, limit)
-    if following < limit and text[following] in OPENERS and text[following] in "\"'":
-        more, end = _read_text(text, following, limit)
-        return value + more, end
-    return value, end
+    """A string, or several that stand side by side and are one."""
+    parts: list[str] = []
+    while True:
+        value, end, _ = read_string(text, pos, limit, "keyword", 0)
+        parts.append(value)
+        pos = _skip(text, end, limit)
+        if pos >= limit or text[pos] not in "\"'":
+            return "".join(parts), end
 
 
 def _read_tuple(text: str, pos: int, limit: int) -> tuple[list[Any], int]:

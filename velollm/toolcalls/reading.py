@@ -9,7 +9,7 @@ from velollm.toolcalls.calls import Rejected, WrittenCall, calls_in, settle
 from velollm.toolcalls.families import Read, harmony, react
 from velollm.toolcalls.judgement import Found, Judgement, without_tokens
 from velollm.toolcalls.lenient import read_json
-from velollm.toolcalls.markers import BACKTICK_REACH, CLOSERS, MARK, READERS, TRIGGER
+from velollm.toolcalls.markers import BACKTICK_REACH, CLOSERS, MARK, OBJECT_HEAD, READERS, TRIGGER
 from velollm.toolcalls.native import read_native
 from velollm.toolcalls.prose import ends_sentence
 from velollm.toolcalls.pythonic import CALL_HEAD, read_calls
@@ -267,6 +267,8 @@ class Answer:
 
     def _bare(self, at: int) -> int:
         """A call without markers: JSON or Python."""
+        if self.text[at] == "{" and not OBJECT_HEAD.match(self.text, at, self.source.limit):
+            return at + 1
         try:
             calls, end = self._plain_calls(at)
         except Unreadable as error:

@@ -55,7 +55,7 @@ def read_message(source: Source, pos: int) -> tuple[list[WrittenCall], int]:
         found.append(call)
         end = _behind_tokens(text, call.end, limit)
         at = end
-    return found, skip_wrappers(text, end, limit) if found and end >= limit else end
+    return found, skip_wrappers(source, end) if found and end >= limit else end
 
 
 def _behind_tokens(text: str, pos: int, limit: int) -> int:

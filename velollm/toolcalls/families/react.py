@@ -19,6 +19,7 @@ _INPUT = re.compile(
 )
 _NAME = re.compile(r"[^\n({\[`]{1,120}")
 _LINE_END = re.compile(r"\n\s*(?:Observation|Thought|Action|Final Answer|\*\*)", re.IGNORECASE)
+_ALONE = re.compile(r"\s*(?:\Z|observation)", re.IGNORECASE)
 _FENCE = re.compile(r"\s*```\w*\s*")
 _TAIL = re.compile(r"\s*(?:```)?\s*(?:Observation:?\s*$|PAUSE\b\s*)?", re.IGNORECASE)
 
@@ -44,8 +45,8 @@ def read_action(source: Source, pos: int) -> tuple[list[WrittenCall], int]:
     given = _INPUT.match(text, name.end(), limit)
     call = WrittenCall(label, None, start=pos, end=name.end())
     if given is None:
-        rest = text[name.end() : limit].strip()
-        return ([], pos) if rest and not rest.lower().startswith("observation") else ([call], name.end())
+        alone = _ALONE.match(text, name.end(), limit)
+        return ([call], name.end()) if alone else ([], pos)
     call.end = _read_input(text, given.end(), limit, call)
     tail = _TAIL.match(text, call.end, limit)
     return [call], tail.end() if tail else call.end
