@@ -20,6 +20,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "serve": ("velollm.commands.serve", "run the proxy in front of an engine"),
     "models": ("velollm.commands.models", "list, install, show and remove local models"),
     "detect": ("velollm.commands.detect", "say what this machine is"),
+    "keys": ("velollm.commands.keys", "add, list and revoke API keys"),
 }
 EXAMPLES = """\
 examples:

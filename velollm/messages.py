@@ -187,11 +187,13 @@ class RequestContext:
 
     Layers write response headers into `headers` until the first event has left; what is known only later goes into
     `trailer`, which ends up in the last event's `velollm` object (or among the headers of an answer sent in one piece).
-    `marks` holds clock readings in seconds by name (`received`, `queued`, `sent`, `first_token`, `done`).
+    `salt` keeps what is cached for one tenant apart from all others'. `deadline` is the latest first byte, on the clock of
+    `marks`, which holds clock readings in seconds by name (`received`, `queued`, `sent`, `first_token`, `done`).
     """
 
     request_id: str = ""
     tenant: str = ""
+    salt: str = ""
     session: str | None = None
     priority: Literal["interactive", "normal", "batch"] | None = None
     deadline: float | None = None

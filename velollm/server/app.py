@@ -1,6 +1,6 @@
 """The standalone app: the door with all layers, what a server says of itself, and the gate in front.
 
-AccessLog → Gate → VeloLLM (the door) → Observe → ... → BackendPool → engines
+AccessLog → Gate → VeloLLM (the door) → Observe → Admission → ... → BackendPool → engines
                       └─▶ Service (/health, /metrics, ...)
 
 app = create_app(load_settings(config=Path("velollm.toml")))       # uvicorn, granian, hypercorn: any ASGI server
@@ -12,6 +12,7 @@ import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
 
+from velollm.admission import AdmissionLayer, KeyFile
 from velollm.asgi import Receive, Scope, Send
 from velollm.backend import Backend
 from velollm.config import ServerSettings, Settings
@@ -21,7 +22,6 @@ from velollm.observability.access import AccessLog
 from velollm.routing import BackendPool
 from velollm.server.backends import open_pool
 from velollm.server.gate import OWN_NAMES, Gate
-from velollm.server.keys import KeyRing, read_keys
 from velollm.server.service import Service
 from velollm.stack import build
 
@@ -31,11 +31,11 @@ __all__ = ["ServerApp", "create_app", "is_loopback"]
 class ServerApp:
     """An ASGI app with everything in it. `backend` is the whole stack of layers, `pool` its lowest one."""
 
-    def __init__(self, settings: Settings, pool: BackendPool, metrics: Metrics, keys: KeyRing | None) -> None:
+    def __init__(self, settings: Settings, pool: BackendPool, metrics: Metrics, keys: KeyFile | None) -> None:
         self.settings = settings
         self.pool = pool
         self.metrics = metrics
-        self.backend: Backend = ObserveLayer(build(pool, settings, metrics), metrics)
+        self.backend: Backend = ObserveLayer(AdmissionLayer(build(pool, settings, metrics)), metrics)
         service = Service(pool, metrics if settings.observability.metrics else None, discreet=keys is not None)
         door = VeloLLM(
             service, backend=self.backend, max_body=settings.server.max_body, forward_unknown=True, tool_calls=False
@@ -54,7 +54,7 @@ def create_app(settings: Settings | None = None, *, environ: Mapping[str, str] |
     """
     settings = settings or Settings()
     metrics = Metrics()
-    keys = read_keys(Path(settings.server.keys).expanduser()) if settings.server.keys else None
+    keys = KeyFile(Path(settings.server.keys).expanduser()) if settings.server.keys else None
     pool = open_pool(settings, environ=environ, on_health=metrics.set_backend)
     return ServerApp(settings, pool, metrics, keys)
 

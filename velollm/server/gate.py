@@ -11,19 +11,22 @@ from collections.abc import Awaitable, Collection, Iterable, Mapping
 
 import orjson
 
+from velollm.admission.keys import CURRENT, Key
+from velollm.admission.layer import Finder, bearer
 from velollm.asgi import ASGIApp, Message, Receive, Scope, Send
 from velollm.errors import AuthenticationError, PermissionDenied, VeloError
 from velollm.exchange import RENDER_ERROR, dialect_of
-from velollm.server.keys import KeyRing
 
 __all__ = ["Gate"]
 
 OWN_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 OPEN_PATHS = frozenset({"/health", "/ready"})
+CONTROL = "/velollm/"
 WANTED = frozenset({b"host", b"origin", b"authorization", b"x-api-key", b"access-control-request-method"})
 EXPOSED = (
     b"x-request-id, x-velollm-backend, x-velollm-cache, x-velollm-tool-calls, x-velollm-truncated, server-timing, "
-    b"retry-after"
+    b"retry-after, x-ratelimit-limit-requests, x-ratelimit-limit-tokens, x-ratelimit-remaining-requests, "
+    b"x-ratelimit-remaining-tokens, x-ratelimit-reset-requests, x-ratelimit-reset-tokens"
 )
 
 
@@ -39,7 +42,7 @@ class Gate:
         *,
         hosts: Collection[str] | None = None,
         origins: Iterable[str] = (),
-        keys: KeyRing | None = None,
+        keys: Finder | None = None,
     ) -> None:
         self.app = app
         self._hosts = None if hosts is None else frozenset(host.lower() for host in hosts)
@@ -60,12 +63,17 @@ class Gate:
                     await _preflight(scope, send, origin)
                     return
                 send = _with_cors(send, origin)
+            key = None
             if self._keys is not None and scope["path"] not in OPEN_PATHS:
-                self._check_key(self._keys, headers, scope)
+                key = _check_key(self._keys, headers, scope)
         except VeloError as error:
             await _refuse(scope, send, error)
             return
-        await self.app(scope, receive, send)
+        token = CURRENT.set(key)
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            CURRENT.reset(token)
 
     def _check_host(self, host: bytes | None) -> None:
         if self._hosts is None or host is None:  # without one, it is no browser; HTTP/1.1 has none without
@@ -89,17 +97,21 @@ class Gate:
             code="origin_not_allowed",
         )
 
-    def _check_key(self, keys: KeyRing, headers: Mapping[bytes, bytes], scope: Scope) -> None:
-        given = headers.get(b"x-api-key")
-        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
-        if scheme.lower() == b"bearer":
-            given = token.strip()
-        if given is None:
-            raise AuthenticationError("an API key is needed: send authorization: Bearer KEY, or x-api-key")
-        name = keys.find(given.decode("utf-8", "surrogateescape"))
-        if name is None:
-            raise AuthenticationError("this API key is not known here")
-        scope.setdefault("state", {})["velollm_key"] = name
+
+def _check_key(keys: Finder, headers: Mapping[bytes, bytes], scope: Scope) -> Key:
+    given = bearer(
+        *(value.decode("utf-8", "surrogateescape") if (value := headers.get(name)) is not None else None
+          for name in (b"authorization", b"x-api-key"))
+    )  # fmt: skip
+    if given is None:
+        raise AuthenticationError("an API key is needed: send authorization: Bearer KEY, or x-api-key")
+    key = keys.find(given)
+    if key is None:
+        raise AuthenticationError("this API key is not known here")
+    if not key.admin and scope["path"].startswith(CONTROL) and scope["method"] not in ("GET", "HEAD"):
+        raise PermissionDenied("this changes the server, which needs an admin key")
+    scope.setdefault("state", {})["velollm_key"] = key.name
+    return key
 
 
 def _name_of(host: str) -> str:
