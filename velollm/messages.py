@@ -187,8 +187,8 @@ class RequestContext:
 
     Layers write response headers into `headers` until the first event has left; what is known only later goes into
     `trailer`, which ends up in the last event's `velollm` object (or among the headers of an answer sent in one piece).
-    `salt` keeps what is cached for one tenant apart from all others'. `deadline` is the latest first byte, on the clock of
-    `marks`, which holds clock readings in seconds by name (`received`, `queued`, `sent`, `first_token`, `done`).
+    `salt` keeps what is cached for one tenant apart from all others'. `deadline` is the latest first byte, on the clock
+    of `marks`, which holds clock readings in seconds by name (`received`, `queued`, `sent`, `first_token`, `done`).
     """
 
     request_id: str = ""

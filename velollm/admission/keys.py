@@ -93,7 +93,7 @@ def hash_key(text: str, salt: bytes | None = None) -> str:
 
 @lru_cache(maxsize=1024)
 def _pattern(glob: str) -> re.Pattern[str]:
-    """`*` and `?` stop at slashes, so that `small*` is no way to a backend called `small`; `**` and a lone `*` do not."""
+    """`*` and `?` stop at slashes: `small*` is no way to a backend called `small`. `**` and a lone `*` do not stop."""
     if glob == "*":
         return re.compile(r".*", re.DOTALL)
     words = {"**": ".*", "*": "[^/]*", "?": "[^/]"}
