@@ -113,7 +113,7 @@ class AdmissionLayer(Layer):
         return await self.inner.detokenize(await self._current_model(model), tokens)
 
     async def forward(self, request: HttpRequest) -> HttpResponse:
-        """Pass a request on. What changes models needs an admin key; one for some models cannot be held to them here."""
+        """Pass a request on. What changes models needs an admin key; a key for some models is of no use here."""
         key = CURRENT.get()
         if key is not None and not key.admin:
             if is_mutating(request.target):
