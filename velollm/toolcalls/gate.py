@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 
-from velollm.toolcalls.markers import BACKTICK_REACH, MARK, OBJECT_HEAD, TRIGGER, is_partial
+from velollm.toolcalls.markers import BACKTICK_REACH, MARK, OBJECT_HEAD, TRIGGER, is_partial, may_follow
 from velollm.toolcalls.prose import ends_sentence
 from velollm.toolcalls.tools import ToolSet
 
@@ -214,6 +214,12 @@ class Gate:
                 self._wait(out, at)
                 return None
             return at + 1
+        stepped = self._list(out, at)
+        return self._marker(out, at) if stepped == at else stepped
+
+    def _list(self, out: list[str], at: int) -> int | None:
+        """`[` where a list of calls may begin; `at` itself where none does."""
+        text = self._pending
         call = _LIST_CALL.match(text, at)
         if call:
             if call[1] + "(" in self._words or call[1] == "print":
@@ -226,7 +232,7 @@ class Gate:
         if _LIST_MAYBE.match(text, at) and len(text) - at < 200:
             self._wait(out, at)
             return None
-        return self._marker(out, at)
+        return at
 
     def _track(self, out: list[str], at: int) -> None:
         self._emit(out, self._solid(at))
@@ -334,6 +340,14 @@ class Gate:
             before = self._preceding(at)
             if before[-1:] in " \t" and ends_sentence(before):
                 return self._bracket(out, at)
+            return at + 1
+        if char == "[":
+            before = self._preceding(at)
+            if before[-1:] in " \t" and ends_sentence(before):
+                stepped = self._list(out, at)
+                if stepped != at:
+                    return stepped
+        if not may_follow(self._preceding(at), char):
             return at + 1
         match = MARK.match(text, at)
         if match is not None and not (match.end() == len(text) and is_partial(text, at) and match.lastgroup == "tag"):

@@ -13,7 +13,7 @@ from attrs import define
 
 from velollm.toolcalls.markers import CLOSERS
 from velollm.toolcalls.native import SPECIAL_TOKEN, WRAPPER
-from velollm.toolcalls.prose import announces
+from velollm.toolcalls.prose import LABEL, announces
 from velollm.toolcalls.result import Call, FixError
 
 __all__ = ["Found", "Judgement", "without_tokens"]
@@ -24,6 +24,7 @@ _BETWEEN = re.compile(rf"(?:\s+|[,;\]}}]|{SPECIAL_TOKEN}|{WRAPPER}|</?think>)*")
 _LEAKED = re.compile(
     r"<\|(?:open|close)\|>(?:response|message|tools|think)<\|sep\|>"
     r"|<\|(?:start|channel)\|>(?:assistant|final|commentary|analysis)?"
+    r"|<\|im_start\|>assistant|<\|start_header_id\|>assistant<\|end_header_id\|>|>>>all\n"
     rf"|{SPECIAL_TOKEN}|{WRAPPER}|</(?:tool_call|function|parameter|think)>"
 )
 _SEPARATORS = " \t\r\n,;"  # between two calls they are no text
@@ -159,12 +160,13 @@ class Judgement:
                 else:
                     parts.append(piece)
             pos = max(pos, high)
-        return "".join(parts).rstrip() or None
+        said = "".join(parts).rstrip()
+        return None if not said or LABEL.fullmatch(said.strip()) else said
 
     def _cleaned(self, start: int, end: int) -> str:
         """The text of a span without leaked tokens; refused calls stay as they are."""
         text = self.text
-        if text.find("<", start, end) < 0 and text.find("]", start, end) < 0:
+        if not any(text.find(mark, start, end) >= 0 for mark in ("<", "]", ">>>all")):
             return text[start:end]
         parts = []
         pos = start

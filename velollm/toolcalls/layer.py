@@ -201,7 +201,7 @@ class _Answer:
 
     def _in_words(self) -> AsyncGenerator[ChatEvent, None]:
         """Ask again with the tools told in the prompt, so that the engine has nothing to parse."""
-        from velollm.contrib.llamacpp.toolless import tell_tools
+        from velollm.contrib.toolless import tell_tools
 
         return self.layer.inner.chat(tell_tools(self.request))
 

@@ -60,9 +60,10 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-_scan = json.JSONDecoder(
+_decoder: Any = json.JSONDecoder(
     object_pairs_hook=_pairs, parse_int=Lexeme, parse_float=Lexeme, parse_constant=Lexeme, strict=False
-).scan_once
+)
+_scan: Callable[[str, int], tuple[Any, int]] = _decoder.scan_once
 _WINDOW = 4096
 
 

@@ -10,16 +10,36 @@ import re
 
 from velollm.toolcalls.families import FAMILIES, Family
 from velollm.toolcalls.native import SPECIAL_TOKEN
+from velollm.toolcalls.tools import ToolSet
 
-__all__ = ["BACKTICK_REACH", "CLOSERS", "MARK", "OBJECT_HEAD", "READERS", "TRIGGER", "is_partial"]
+__all__ = [
+    "BACKTICK_REACH",
+    "CLOSERS",
+    "MARK",
+    "OBJECT_HEAD",
+    "READERS",
+    "TRIGGER",
+    "is_partial",
+    "may_follow",
+    "opens_list",
+]
 
 BACKTICK_REACH = 240
 """An inline code span is closed within so many characters, or it is none."""
 
-TRIGGER = re.compile(r"[<`~\[\]{\n]")
+TRIGGER = re.compile(r"[<`~\[\]{\n]|(?<![\w/\"'=>-])>(?:>>?|\Z)")
 
 OBJECT_HEAD = re.compile(r"\{\s*(?:[\"'“‘\\}`]|\{\s*[\"']|[A-Za-z_$][\w$\-]*\s*[\"']?\s*:|<[|e])")
 """How an object may begin that is a call, or what is left of one."""
+
+_LIST_CALL = re.compile(r"\[\s*([A-Za-z_][\w.\-]*)\(")
+
+
+def opens_list(text: str, pos: int, tools: ToolSet) -> bool:
+    """Whether a list of Python calls begins at `pos`, the first of them of a tool."""
+    call = _LIST_CALL.match(text, pos)
+    return call is not None and (call[1] in tools.names or call[1] == "print")
+
 
 _opens: dict[str, str] = {}
 for _family in FAMILIES:
@@ -46,8 +66,17 @@ MARK = re.compile(
     + rf"|(?P<token>{SPECIAL_TOKEN})"
 )
 
+_INSIDE = re.compile(r"[\w/\"'=>-]")
+
+
+def may_follow(before: str, mark: str) -> bool:
+    """Whether a marker that begins with `mark` may stand right behind `before`: `>>>` not behind a word or a tag."""
+    return mark != ">" or _INSIDE.match(before[-1:]) is None
+
+
 _PARTIAL = re.compile(
     r"<(?:[|｜][^|｜<>\n\"']{0,64}[|｜]?|/?[\w:|｜▁.\-]{0,40}[ \tĠ]?[|｜]?)?$|\[/?[A-Z_]{0,20}$"
+    r"|>{1,3}(?:(?<=>>>)[A-Za-z_][\w.\-]{0,80}\n?)?$"
     r"|\](?:<(?:\](?:m(?:i(?:n(?:i(?:m(?:a(?:x(?:\[(?:>(?:\[(?:<\w{0,10})?)?)?)?)?)?)?)?)?)?)?)?)?$"
 )
 _LONG_PARTIAL = re.compile(

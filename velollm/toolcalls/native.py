@@ -22,7 +22,7 @@ SPECIAL_TOKEN = r"<[|｜][^|｜<>\n\"']{1,64}[|｜]>"  # noqa: S105 - of a vocab
 WRAPPER = (
     r"</?(?:[\w-]+:|[|｜][\w▁]+[|｜])?(?:tool_calls?|function_calls?|tool_sep|functions?|longcat_tool_call|TOOLCALL|tools?|call|invoke)>"
     r"|<(?:start|end)_function_call>|<\|/?tool_calls?>|</?\|?tool_calls?\|>|\[/?TOOL_CALLS\]|\]<\]minimax\[>\["
-    r"|<\|/tool_calls?\|>|<(?:start|end)_of_turn>|<eos>|</s>|\[TOOL_REQUEST(?:_END|_RESULT)?\]|\[END_TOOL_REQUEST\]"
+    r"|<\|/tool_calls?\|>|<(?:start|end)_of_turn>|<\|(?:tool_response|turn)>|<(?:tool_response|turn)\|>|<eos>|</s>|\[TOOL_REQUEST(?:_END|_RESULT)?\]|\[END_TOOL_REQUEST\]"
 )
 _SKIP = re.compile(rf"(?:\s+|[,;]|>>>(?=[A-Za-z_])|{SPECIAL_TOKEN}|{WRAPPER})+")
 _FENCE = re.compile(r"(?:```+|~~~)[\w-]*[ \t]*\n?")

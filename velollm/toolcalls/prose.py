@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["announces", "ends_sentence"]
+__all__ = ["LABEL", "announces", "ends_sentence"]
+
+LABEL = re.compile(r"(?:assistant|(?:tool|function)[ _]calls?|json|action)\s*:?", re.IGNORECASE)
+"""What stands before a call and says nothing: a role that leaked, or a word for what follows."""
 
 _SENTENCE_ENDS = ".!?:…。！？：;"
 
@@ -49,6 +52,8 @@ def announces(lead: str) -> bool:
 
     Judged by the last paragraph: words of intent, and none of quotation, condition or doubt. A question never does.
     """
+    if LABEL.fullmatch(lead.strip()):
+        return True
     text = lead.strip()[-_LAST_SENTENCES:].replace("’", "'")
     text = text.rsplit("\n\n", 1)[-1]
     if text.rstrip("*_ \n").endswith("?"):

@@ -9,7 +9,16 @@ from velollm.toolcalls.calls import Rejected, WrittenCall, calls_in, settle
 from velollm.toolcalls.families import Read, harmony, react
 from velollm.toolcalls.judgement import Found, Judgement, without_tokens
 from velollm.toolcalls.lenient import read_json
-from velollm.toolcalls.markers import BACKTICK_REACH, CLOSERS, MARK, OBJECT_HEAD, READERS, TRIGGER
+from velollm.toolcalls.markers import (
+    BACKTICK_REACH,
+    CLOSERS,
+    MARK,
+    OBJECT_HEAD,
+    READERS,
+    TRIGGER,
+    may_follow,
+    opens_list,
+)
 from velollm.toolcalls.native import read_native
 from velollm.toolcalls.prose import ends_sentence
 from velollm.toolcalls.pythonic import CALL_HEAD, read_calls
@@ -36,8 +45,13 @@ _CHANNEL = re.compile(
 _CHANNEL_END = re.compile(r"<\|(?:end|start|channel|call|return)\|>")
 _WORDS = re.compile(
     r"(?:\*\*)?A(?:ction|CTION)(?:\*\*)?[ ]?:|functools\[|(?:assistant)?(?:commentary|analysis) to=functions\."
-    r"|function call<|>>>(?=[A-Za-z_])"
+    r"|(?:assistant ?)?to=functions\.|function call<|>>>(?=[A-Za-z_])"
 )
+_HEAD = re.compile(
+    r"(?:(?P<word>functions?\.(?=[\w.\-]+(?::\d+)?[{<])|function(?=<[|｜]))|call:)?(?P<name>[\w.\-/]{0,200})(?::\d{1,4})?"
+    r"(?=\{|[ \n]\{|\n```|\[(?:ARGS|CALL_ID)\]|<[|｜])"
+)
+_SEPARATORS = re.compile(r"[ \t,;]*")
 _QUOTES = "\"'“‘`"
 _SPACE = " \t"
 
@@ -65,7 +79,13 @@ class Answer:
         pos = self.start
         if pos == 0 or text[pos - 1] == "\n":
             pos = self._line(pos)
+        judged = -1
         while pos < limit and not self.source.spent:
+            if pos == self._fresh != judged and text[pos] != "\n":
+                judged = pos
+                behind = _SEPARATORS.match(text, pos)
+                pos = self._line(behind.end() if behind else pos)
+                continue
             match = TRIGGER.search(text, pos)
             if match is None:
                 break
@@ -77,8 +97,6 @@ class Answer:
                 pos = self._ticks(at)
             else:
                 pos = self._mark(at)
-            if pos == self._fresh and pos < limit and text[pos] != "\n":
-                pos = self._line(pos)
         if self._thinking is not None:
             self.thoughts.append((self._thinking[0], limit))
 
@@ -96,7 +114,12 @@ class Answer:
                 if match:
                     return pos
             return self._bare(pos)
+        if char == '"' and text.startswith('"{\\"', pos):
+            return self._bare(pos)
         if char.isalpha() or char in "_*>":
+            bare = _HEAD.match(text, pos, limit)
+            if bare and (bare["word"] or bare["name"] in self.source.tools.names):
+                return self._native(pos, read_native, marked=False, after=pos + 1)
             if _WORDS.match(text, pos):
                 return self._word(pos)
             head = CALL_HEAD.match(text, pos, limit)
@@ -110,10 +133,12 @@ class Answer:
         text = self.text
         if text[pos] in "Aa*" and not text.startswith(("assistantcomm", "analysis to"), pos):
             return self._native(pos, react.read_action, marked=True, after=pos + 1)
-        if text.startswith(("commentary", "analysis", "assistant"), pos):
+        if text.startswith(("commentary", "analysis", "assistant", "to="), pos):
             return self._native(pos, harmony.read_message, marked=True, after=pos + 1)
         if text.startswith("functools", pos):
             return self._native(pos + 9, read_native, marked=True, after=pos + 10, span=pos)
+        if text.startswith(">>>all\n", pos):
+            return pos + 7
         if text.startswith(">>>", pos):
             return self._native(pos + 3, read_native, marked=True, after=pos + 3, span=pos)
         if text.startswith("function call<", pos):
@@ -128,7 +153,11 @@ class Answer:
             if self._thinking is None and before[-1:] in _SPACE and ends_sentence(before):
                 return self._bare(at)
             return at + 1
-        match = MARK.match(text, at)
+        match = MARK.match(text, at) if may_follow(text[at - 1 : at], text[at]) else None
+        if match is None and text[at] == "[" and self._thinking is None and opens_list(text, at, self.source.tools):
+            before = text[max(0, at - 64) : at]
+            if before[-1:] in _SPACE and ends_sentence(before):
+                return self._bare(at)
         if match is None:
             return at + 1
         group = match.lastgroup or ""
@@ -288,10 +317,13 @@ class Answer:
                 for call in calls:
                     call.start, call.end = at, end
                 return calls, end
-            if text[at] != "[":
+            if text[at] not in '["':
                 return [], at + 1
         reading = read_json(text, at, limit)
         end = reading.end
+        if isinstance(reading.value, str):
+            reading.value = read_json(reading.value).value
+            reading.repairs.add("double_encoded")
         found = calls_in(reading.value, self.source.tools)
         if not found:
             return [], end

@@ -28,7 +28,13 @@ _CACHE_KEY_LIMIT = 128 * 1024
 _CHECK_LIMIT = 20_000
 _LINE_WORDS = (
     "Action:", "Action :", "**Action", "ACTION:", "functools[", "commentary to=", "analysis to=", "assistantcommentary",
-    "function call<", ">>>", "print(", "default_api.", "functions.",
+    "function call<", ">>>", "print(", "default_api.", "functions.", "function<|", "function<｜", "to=functions.",
+    "assistant to=functions.", "assistantto=functions.", "assistant\n", "tool_call:", "tool_calls:", "function_call:",
+    '"{\\"',
+)  # fmt: skip
+# A tool's name with its arguments behind it, where an engine has dropped the special tokens around them.
+_NAME_FORMS = (
+    "{}(", "{}{{", "{} {{", "{}\n{{", "{}\n```", "{}[ARGS]", "{}[CALL_ID]", "{}<|", "{}<｜", "call:{}{{",
 )  # fmt: skip
 
 
@@ -147,7 +153,8 @@ class ToolSet:
     def line_words(self) -> frozenset[str]:
         """What may open a call at the start of a line without a bracket: a tool's name and `(`, or a family's word."""
         if self._words is None:
-            self._words = frozenset(_LINE_WORDS) | {f"{name}(" for name in self.tools if len(name) <= _NAME_LIMIT}
+            named = {form.format(name) for name in self.tools if len(name) <= _NAME_LIMIT for form in _NAME_FORMS}
+            self._words = frozenset(named.union(_LINE_WORDS))
         return self._words
 
     @property

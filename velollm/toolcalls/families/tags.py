@@ -13,7 +13,7 @@ FAMILIES = (
         name="hermes",
         models=("hermes", "qwen25", "qwen3", "qwen2", "qwq", "granite4", "arcee", "ernie"),
         cues=("<tool_call>",),
-        tags=(r"<tool_calls?>", r"<function_calls?>", r"<tool_request>", r"<tool_use>"),
+        tags=(r"<tool_calls?>", r"<function_calls?>", r"<tool_request>", r"<tool_use>", r"<call>", r"<tools>"),
         thinks=(_THINK, ("<thinking>", "</thinking>"), ("<thought>", "</thought>"), ("<reasoning>", "</reasoning>")),
     ),
     Family(

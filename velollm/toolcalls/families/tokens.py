@@ -90,7 +90,7 @@ FAMILIES = (
         name="functionary",
         models=("functionary",),
         cues=(">>>all", "<|recipient|>"),
-        special=(r"<\|(?:recipient|from)\|>",),
+        special=(r"<\|(?:recipient|from)\|>", r">>>[A-Za-z_][\w.\-]{0,80}\n\s*\{"),
         tags=(r">>>(?=[A-Za-z_])",),
     ),
     Family(
