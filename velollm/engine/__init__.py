@@ -10,8 +10,46 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from velollm.engine.blocks import BlockManager
 from velollm.engine.scheduler import Scheduler
 from velollm.engine.sequence import Sequence
 
-__all__ = ["BlockManager", "Scheduler", "Sequence"]
+if TYPE_CHECKING:
+    from velollm.engine.core import EngineCore, JobSpec, Update
+    from velollm.engine.engine import Engine
+    from velollm.engine.llama_runner import LlamaCppRunner
+    from velollm.engine.numpy_runner import NumpyRunner
+    from velollm.engine.sampling import SamplingParams
+
+__all__ = [
+    "BlockManager",
+    "Engine",
+    "EngineCore",
+    "JobSpec",
+    "LlamaCppRunner",
+    "NumpyRunner",
+    "SamplingParams",
+    "Scheduler",
+    "Sequence",
+    "Update",
+]
+
+LAZY = {  # these need NumPy
+    "Engine": "engine",
+    "EngineCore": "core",
+    "JobSpec": "core",
+    "LlamaCppRunner": "llama_runner",
+    "NumpyRunner": "numpy_runner",
+    "SamplingParams": "sampling",
+    "Update": "core",
+}
+
+
+def __getattr__(name: str) -> Any:
+    module = LAZY.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{module}"), name)

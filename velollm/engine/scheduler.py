@@ -37,6 +37,23 @@ class Chunk:
         self.count = count
         self.sample = start + count == len(sequence.tokens)
 
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens to compute."""
+        return self.sequence.tokens[self.start : self.start + self.count]
+
+    @property
+    def slot(self) -> int:
+        """Where the sequence lies in the runner's memory."""
+        assert self.sequence.table is not None
+        return self.sequence.table.slot
+
+    @property
+    def table(self) -> list[int]:
+        """The numbers of the sequence's blocks."""
+        assert self.sequence.table is not None
+        return [block.id for block in self.sequence.table.blocks]
+
 
 @attrs.define
 class Step:

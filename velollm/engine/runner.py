@@ -1,0 +1,64 @@
+"""What computes: the one protocol that engines of the scheduler's steps keep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+import attrs
+
+from velollm.engine.blocks import BLOCK_SIZE
+from velollm.engine.events import Event
+from velollm.engine.scheduler import Chunk
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Floats: TypeAlias = npt.NDArray[np.float32]
+
+__all__ = ["Runner", "RunnerError", "RunnerLimits"]
+
+
+class RunnerError(Exception):
+    """The step could not be computed; what its sequences had in memory is lost."""
+
+
+@attrs.frozen(kw_only=True)
+class RunnerLimits:
+    """What a runner has room for.
+
+    `context` is the longest sequence and `batch` the largest step, in tokens; `slots` are the sequences and holders
+    that its memory can tell apart. With `sharing` sequences may share blocks, with `swapping` states can be exported.
+    """
+
+    vocabulary: int
+    context: int
+    num_blocks: int
+    batch: int
+    slots: int
+    block_size: int = BLOCK_SIZE
+    sharing: bool = True
+    swapping: bool = True
+
+
+class Runner(Protocol):
+    """Computes steps over a KV memory of its own. Used by one thread at a time."""
+
+    limits: RunnerLimits
+
+    def apply(self, events: Sequence[Event]) -> None:
+        """Make `events` happen in memory, in order."""
+        ...
+
+    def execute(self, chunks: Sequence[Chunk]) -> Floats:
+        """Compute `chunks`, at most `limits.batch` tokens.
+
+        Returns one row of logits [vocabulary] for each chunk that wants a sample, in order; valid until the next call.
+        Raises `RunnerError`.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of memory. May be called again."""
+        ...

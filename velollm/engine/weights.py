@@ -1,0 +1,72 @@
+"""The tensors of a GGUF file whose weights are not quantised, for the reference runner. Needs NumPy."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from velollm.models.gguf import GGUFError, read_gguf
+
+__all__ = ["read_weights"]
+
+Floats = npt.NDArray[np.float32]
+
+SCALAR_SIZE = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+STRING, ARRAY = 8, 9
+KINDS: dict[int, type[np.floating[Any]]] = {0: np.float32, 1: np.float16}
+
+
+def read_weights(path: str | Path) -> dict[str, Floats]:
+    """Every tensor by its name, as float32, the outermost dimension first. Raises `GGUFError` for quantised ones."""
+    header = read_gguf(path)  # checks all lengths, so that what follows may trust them
+    with open(path, "rb") as file:
+        file.read(8)
+        tensors, keys = struct.unpack("<QQ", file.read(16))
+        for _ in range(keys):
+            _skip_string(file)
+            _skip_value(file, _number(file, "<I"))
+        found = [_describe(file) for _ in range(tensors)]
+        alignment = header.metadata.get("general.alignment", 32)
+        start = -(-file.tell() // alignment) * alignment
+        weights = {}
+        for name, shape, kind, offset in found:
+            if kind not in KINDS:
+                raise GGUFError(f"{path}: the reference runner reads f32 and f16 only, and {name} is neither")
+            count = int(np.prod(shape))
+            values = np.fromfile(file, KINDS[kind], count, offset=start + offset - file.tell())
+            weights[name] = values.reshape(shape).astype(np.float32)
+    return weights
+
+
+def _describe(file: BinaryIO) -> tuple[str, tuple[int, ...], int, int]:
+    name = file.read(_number(file, "<Q")).decode()
+    dimensions = _number(file, "<I")
+    shape = struct.unpack(f"<{dimensions}Q", file.read(8 * dimensions))
+    kind, offset = struct.unpack("<IQ", file.read(12))
+    return name, shape[::-1], kind, offset
+
+
+def _skip_string(file: BinaryIO) -> None:
+    file.seek(_number(file, "<Q"), 1)
+
+
+def _skip_value(file: BinaryIO, kind: int) -> None:
+    if kind == STRING:
+        _skip_string(file)
+    elif kind == ARRAY:
+        inner, count = struct.unpack("<IQ", file.read(12))
+        if inner in SCALAR_SIZE:
+            file.seek(SCALAR_SIZE[inner] * count, 1)
+        else:
+            for _ in range(count):
+                _skip_value(file, inner)
+    else:
+        file.seek(SCALAR_SIZE[kind], 1)
+
+
+def _number(file: BinaryIO, form: str) -> int:
+    return int(struct.unpack(form, file.read(struct.calcsize(form)))[0])
