@@ -6,19 +6,18 @@ is all fail at once (measured: 16 of 16), which no client can do anything about.
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import attrs
 
 from velollm.errors import ConfigError
+from velollm.hardware import LocalHost
+from velollm.hardware.cgroup import read_limits
+from velollm.hardware.cpu import read_cpu
+from velollm.hardware.gguf import KV_BYTES, kv_bytes_per_token
+from velollm.hardware.memory import read_memory
 from velollm.models.gguf import GGUF
 
-__all__ = ["KV_BYTES", "Machine", "Plan", "kv_bytes_per_token", "make_plan", "this_machine"]
+__all__ = ["Machine", "Plan", "make_plan", "this_machine"]
 
-# Bytes that one number of the KV cache takes.
-KV_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q5_1": 24 / 32, "q5_0": 22 / 32, "q4_1": 20 / 32,
-            "q4_0": 18 / 32, "iq4_nl": 18 / 32}  # fmt: skip
 USUAL_CONTEXT = 8192
 LEAST_CONTEXT = 2048
 USUAL_SLOTS = 4
@@ -88,51 +87,8 @@ def make_plan(
     )
 
 
-def kv_bytes_per_token(model: GGUF, kv_type: str = "f16") -> float:
-    """Bytes that one token of context takes, in all layers (for recurrent layers too much)."""
-    layers = model.get("{arch}.block_count", int) or 0
-    heads = model.get("{arch}.attention.head_count", int) or 1
-    width = (model.get("{arch}.embedding_length", int) or 0) / heads
-    key = model.get("{arch}.attention.key_length", int) or width
-    value = model.get("{arch}.attention.value_length", int) or width
-    each = model.get("{arch}.attention.head_count_kv", list)
-    kv_heads = model.get("{arch}.attention.head_count_kv", int) or heads
-    total = sum(each) if each and all(type(count) is int for count in each) else layers * kv_heads
-    return float(total * (key + value) * KV_BYTES[kv_type])
-
-
-# ---- measuring -------------------------------------------------------------------------------------------------------
-
-
 def this_machine() -> Machine:
     """The cores and the memory that this process may use, limits of its cgroup included."""
-    return Machine(cores=_cores(), memory=_memory())
-
-
-def _cores() -> int:
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    siblings = {_read(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or cpu for cpu in allowed}
-    quota, _, period = _read("/sys/fs/cgroup/cpu.max").partition(" ")
-    if quota.isdigit() and period.isdigit() and int(period):
-        return max(1, min(len(siblings), int(quota) // int(period)))
-    return max(1, len(siblings))
-
-
-def _memory() -> int:
-    free = 0
-    for line in _read("/proc/meminfo").splitlines():
-        if line.startswith("MemAvailable:"):
-            free = int(line.split()[1]) * 1024
-    if not free:
-        free = 4 * 1024 * MIB  # a system that does not say
-    limit, used = _read("/sys/fs/cgroup/memory.max"), _read("/sys/fs/cgroup/memory.current")
-    if limit.isdigit() and used.isdigit():
-        free = min(free, max(int(limit) - int(used), 0))
-    return free
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError):
-        return ""
+    host = LocalHost()
+    limits = read_limits(host)
+    return Machine(cores=read_cpu(host, limits).usable_cores, memory=read_memory(host, limits).usable)

@@ -17,8 +17,9 @@ from velollm.contrib.forced import CallReader, ForcedCall
 from velollm.contrib.llamacpp import EmbeddedBackend, from_hub
 from velollm.contrib.llamacpp import embedded as embedding
 from velollm.contrib.llamacpp.crashes import CRASH_WINDOW, MAX_CRASHES, Crashes
-from velollm.contrib.llamacpp.plan import KV_BYTES, Machine, kv_bytes_per_token, make_plan, this_machine
+from velollm.contrib.llamacpp.plan import Machine, make_plan, this_machine
 from velollm.errors import BackendError, ConfigError
+from velollm.hardware.gguf import KV_BYTES, kv_bytes_per_token
 from velollm.models import hub
 from velollm.models.gguf import GGUF
 

@@ -7,6 +7,7 @@ Files come from anywhere: every length is checked against the file, counts and n
 from __future__ import annotations
 
 import os
+import re
 import struct
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
@@ -16,16 +17,18 @@ import attrs
 from velollm.errors import ConfigError
 from velollm.models.gguf_types import FILE_TYPES, TENSOR_TYPES
 
-__all__ = ["GGUF", "GGUFError", "LongArray", "parameter_size", "read_gguf"]
+__all__ = ["GGUF", "GGUFError", "LongArray", "Tensor", "parameter_size", "read_gguf", "read_model"]
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_KEYS = 65_536
 MAX_KEY = 65_535
+MAX_NAME = 1024
 MAX_STRING = 4 * 1024 * 1024
 MAX_KEPT = 1024  # elements of an array that are worth keeping
 MAX_ELEMENTS = 4_000_000  # walked over, all arrays together: the largest vocabularies with merges have under a million
-MAX_TENSORS = 1_000_000
+MAX_TENSORS = 100_000  # the largest models have a few thousand
+MAX_PARTS = 999
 MAX_DEPTH = 4
 MAX_DIMENSIONS = 8
 WINDOW = 1024 * 1024
@@ -33,6 +36,8 @@ WINDOW = 1024 * 1024
 STRING, ARRAY = 8, 9
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 LENGTH = struct.Struct("<Q")
+
+PART = re.compile(r"(?P<name>.+)-\d{5}-of-(?P<count>\d{5})\.gguf")
 
 Value: TypeAlias = Any
 
@@ -50,6 +55,16 @@ class LongArray:
     count: int
 
 
+@attrs.frozen
+class Tensor:
+    """One tensor: `dimensions` innermost first, `kind` as in `gguf_types`, `size` in bytes (0 for an unknown kind)."""
+
+    name: str
+    dimensions: tuple[int, ...]
+    kind: int
+    size: int
+
+
 @attrs.frozen(kw_only=True)
 class GGUF:
     """What a header says. `parameters` counts weights; `size` is the length of the file in bytes."""
@@ -58,6 +73,7 @@ class GGUF:
     tensor_count: int
     parameters: int
     size: int
+    tensors: tuple[Tensor, ...] = attrs.field(default=(), repr=False)
 
     def get(self, key: str, kind: type[Any]) -> Any:
         """The value of `key` if it has the type `kind` (bools are no ints), else None. `{arch}` stands for the name."""
@@ -111,6 +127,35 @@ def read_gguf(path: str | Path) -> GGUF:
         raise GGUFError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
+def read_model(path: str | Path) -> GGUF:
+    """The header of a model with the tensors of all its parts, where it comes in several (`name-00001-of-00003.gguf`).
+
+    Raises `GGUFError` like `read_gguf`, and when a part is missing or belongs to another model.
+    """
+    first = read_gguf(path)
+    count = first.get("split.count", int)
+    if count is None or count <= 1:
+        return first
+    match = PART.fullmatch(Path(path).name)
+    if match is None or int(match["count"]) != count or count > MAX_PARTS:
+        raise GGUFError(f"{path} cannot be used: it is one of {count} parts, but its name does not say which")
+    parts = [
+        read_gguf(Path(path).with_name(f"{match['name']}-{number:05}-of-{count:05}.gguf"))
+        for number in range(1, count + 1)
+    ]
+    wanted = first.get("split.tensors.count", int)
+    found = sum(part.tensor_count for part in parts)
+    if wanted is not None and wanted != found:
+        raise GGUFError(f"{path} cannot be used: its parts have {found} tensors together instead of {wanted}")
+    return attrs.evolve(
+        parts[0],
+        tensor_count=found,
+        parameters=sum(part.parameters for part in parts),
+        size=sum(part.size for part in parts),
+        tensors=tuple(tensor for part in parts for tensor in part.tensors),
+    )
+
+
 class _Reader:
     """A cursor over the file, with a window of bytes around it."""
 
@@ -140,8 +185,8 @@ class _Reader:
             if key in metadata:
                 raise self._broken(f"the key {key[:80]!r} comes twice")
             metadata[key] = self._value(self._number("<I"), 0)
-        parameters = self._tensors(tensors, metadata)
-        return GGUF(metadata=metadata, tensor_count=tensors, parameters=parameters, size=self.size)
+        table, parameters = self._tensors(tensors, metadata)
+        return GGUF(metadata=metadata, tensor_count=tensors, parameters=parameters, size=self.size, tensors=table)
 
     # ---- values ----
 
@@ -198,30 +243,32 @@ class _Reader:
 
     # ---- tensors ----
 
-    def _tensors(self, count: int, metadata: dict[str, Value]) -> int:
+    def _tensors(self, count: int, metadata: dict[str, Value]) -> tuple[tuple[Tensor, ...], int]:
         """Walk over the tensors' descriptions; their data must lie within the file."""
         if count * 32 > self.size - self._at:
             raise self._broken(f"{count} tensors do not fit into it")
+        table: list[Tensor] = []
         parameters, end = 0, 0
         for _ in range(count):
-            self._text(MAX_KEY)
+            name = self._text(MAX_NAME)
             dimensions = self._number("<I")
             if dimensions > MAX_DIMENSIONS:
                 raise self._broken(f"a tensor has {dimensions} dimensions")
-            weights = 1
-            for length in struct.unpack(f"<{dimensions}Q", self._take(8 * dimensions)):
+            weights, lengths = 1, struct.unpack(f"<{dimensions}Q", self._take(8 * dimensions))
+            for length in lengths:
                 weights *= length
             kind, offset = struct.unpack("<IQ", self._take(12))
             parameters += weights
             block, size = TENSOR_TYPES.get(kind, (1, 0))  # of a type that came later, nothing is known
-            end = max(end, offset + -(-weights // block) * size)
+            table.append(Tensor(name, lengths, kind, -(-weights // block) * size))
+            end = max(end, offset + table[-1].size)
         alignment = metadata.get("general.alignment", 32)
         if type(alignment) is not int or not 1 <= alignment <= 1 << 20:
             raise self._broken("its alignment is impossible")
         missing = -(-self._at // alignment) * alignment + end - self.size
         if end and missing > 0:
             raise self._broken(f"it is cut off: {missing} bytes of its tensors are missing; get it once more")
-        return parameters
+        return tuple(table), parameters
 
     # ---- bytes ----
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-__all__ = ["FILE_TYPES", "TENSOR_TYPES"]
+__all__ = ["FILE_TYPES", "TENSOR_NAMES", "TENSOR_TYPES"]
 
 # type: (weights in a block, bytes of a block)
 TENSOR_TYPES: Mapping[int, tuple[int, int]] = MappingProxyType(
@@ -42,6 +42,49 @@ TENSOR_TYPES: Mapping[int, tuple[int, int]] = MappingProxyType(
         34: (256, 54),  # TQ1_0
         35: (256, 66),  # TQ2_0
         39: (32, 17),  # MXFP4
+        40: (64, 36),  # NVFP4
+        41: (128, 18),  # Q1_0
+        42: (64, 18),  # Q2_0
+    }
+)
+
+TENSOR_NAMES: Mapping[int, str] = MappingProxyType(
+    {
+        0: "F32",
+        1: "F16",
+        2: "Q4_0",
+        3: "Q4_1",
+        6: "Q5_0",
+        7: "Q5_1",
+        8: "Q8_0",
+        9: "Q8_1",
+        10: "Q2_K",
+        11: "Q3_K",
+        12: "Q4_K",
+        13: "Q5_K",
+        14: "Q6_K",
+        15: "Q8_K",
+        16: "IQ2_XXS",
+        17: "IQ2_XS",
+        18: "IQ3_XXS",
+        19: "IQ1_S",
+        20: "IQ4_NL",
+        21: "IQ3_S",
+        22: "IQ2_S",
+        23: "IQ4_XS",
+        24: "I8",
+        25: "I16",
+        26: "I32",
+        27: "I64",
+        28: "F64",
+        29: "IQ1_M",
+        30: "BF16",
+        34: "TQ1_0",
+        35: "TQ2_0",
+        39: "MXFP4",
+        40: "NVFP4",
+        41: "Q1_0",
+        42: "Q2_0",
     }
 )
 
