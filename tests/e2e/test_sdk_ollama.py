@@ -17,7 +17,8 @@ GREEDY = {"temperature": 0, "num_predict": 12}
 
 @pytest.fixture
 def client(served: Served) -> Any:
-    return ollama.Client(host=served.url)
+    with ollama.Client(host=served.url) as client:
+        yield client
 
 
 def test_chat(client: Any, served: Served) -> None:
@@ -84,14 +85,20 @@ def test_errors(client: Any, served: Served) -> None:
 
 
 def test_model_management_passes_through(ollama: Served) -> None:  # the fixture, not the module
-    from ollama import Client, ResponseError
+    from ollama import Client
 
-    client = Client(host=ollama.url)
-    client.copy(ollama.model, "a-copy")
+    with Client(host=ollama.url) as client:
+        manage_models(client, ollama)
+
+
+def manage_models(client: Any, served: Served) -> None:
+    from ollama import ResponseError
+
+    client.copy(served.model, "a-copy")
     assert any(model.model.startswith("a-copy") for model in client.list().models)
     client.delete("a-copy")
     with pytest.raises(ResponseError):
         client.show("a-copy")
-    created = list(client.create(model="derived", from_=ollama.model, system="You are terse.", stream=True))
+    created = list(client.create(model="derived", from_=served.model, system="You are terse.", stream=True))
     assert created[-1].status == "success"
     client.delete("derived")
