@@ -55,6 +55,7 @@ class OpenAIBackend(Backend):
     `api_key` is sent as a bearer token; the key of the client never is.
     """
 
+    kind = "openai"
     capabilities = Capabilities(dialects=frozenset({"openai"}), json_schema=True, tools=True, tool_choice=True)
 
     def __init__(

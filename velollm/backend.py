@@ -93,6 +93,7 @@ class Backend(Protocol):
     """
 
     name: str = "backend"
+    kind: str | None = None  # what engine it is (`ollama`, `llamacpp`, ...), as far as it is known
     capabilities: Capabilities = Capabilities()
 
     def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
@@ -173,6 +174,11 @@ class Layer(Backend):
     def name(self) -> str:  # type: ignore[override]
         """The name of the backend below."""
         return self.inner.name
+
+    @property
+    def kind(self) -> str | None:  # type: ignore[override]
+        """The kind of the backend below."""
+        return self.inner.kind
 
     @property
     def capabilities(self) -> Capabilities:  # type: ignore[override]

@@ -211,7 +211,7 @@ class ProbedBackend(Backend):
         return self._name or (self._inner.name if self._inner is not None else urlsplit(self.url).netloc or self.url)
 
     @property
-    def kind(self) -> str | None:
+    def kind(self) -> str | None:  # type: ignore[override]
         """What it was found to be; None before it was asked."""
         return self._found.kind if self._found is not None else None
 

@@ -55,6 +55,7 @@ class EmbeddedBackend(Backend):
     file is no usable GGUF, or when the extra is missing.
     """
 
+    kind = "llamacpp"
     capabilities = Capabilities(
         dialects=frozenset({"openai"}),
         json_schema=True,

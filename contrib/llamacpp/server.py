@@ -48,6 +48,7 @@ class LlamaServerBackend(OpenAIBackend):
     It has one model and serves it under any name, unless it runs as a router.
     """
 
+    kind = "llamacpp"
     capabilities = Capabilities(
         dialects=frozenset({"openai"}),
         json_schema=True,

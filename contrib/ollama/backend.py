@@ -57,6 +57,7 @@ class OllamaBackend(Backend):
     `api_key` is sent as a bearer token, which Ollama's own cloud and proxies want; the key of the client never is.
     """
 
+    kind = "ollama"
     capabilities = Capabilities(
         dialects=frozenset({"ollama", "openai"}), json_schema=True, tools=True, tool_choice=True
     )

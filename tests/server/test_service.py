@@ -70,13 +70,12 @@ async def test_openapi_describes_what_is_served() -> None:
     assert "/v1/chat/completions" in answer.json["paths"]
 
 
-@pytest.mark.parametrize("path", ["/nowhere", "/v2/models", "/healthz", "/../etc/passwd", "/velollm", "/%00"])
+@pytest.mark.parametrize("path", ["/nowhere", "/v2/models", "/healthz", "/../etc/passwd", "/velollm/nothing", "/%00"])
 async def test_unknown_paths_are_404_in_json(path: str) -> None:
     for method in ("GET", "POST", "PUT"):
         answer = await ask(served(ScriptedBackend()), method, path)
-        assert answer.status in (404, 307)
-        if answer.status == 404:
-            assert answer.json["error"]["code"] == "path_not_found"
+        assert answer.status == 404
+        assert answer.json["error"]["code"] == "path_not_found"
 
 
 async def test_wrong_methods_are_405_in_json() -> None:

@@ -9,7 +9,6 @@ from typing import Any, TextIO
 import orjson
 
 from velollm._version import __version__
-from velollm.discovery import ProbedBackend
 from velollm.messages import ModelInfo
 from velollm.routing.member import Member
 from velollm.server.app import ServerApp
@@ -78,11 +77,9 @@ async def _wait(app: ServerApp) -> None:
 
 
 def _describe(member: Member) -> dict[str, Any]:
-    backend = member.backend
-    kind = backend.kind if isinstance(backend, ProbedBackend) else None
     return {
         "name": member.name,
-        "kind": kind,
+        "kind": member.backend.kind,
         "models": [model.id for model in member.listed],
         "error": member.error.message if member.error is not None else None,
     }

@@ -6,16 +6,28 @@ from collections.abc import Awaitable, Callable
 from time import monotonic
 
 from velollm.asgi import ASGIApp, Message, Receive, Scope, Send
+from velollm.observability.recent import RecentRequests
 from velollm.observability.record import CURRENT, Record, write
 
 __all__ = ["AccessLog"]
 
 
-class AccessLog:
-    """ASGI middleware around everything else. Layers below add what they know: see `record.CURRENT`."""
+LONGEST_PATH = 200
+NOTHING: dict[str, str] = {}
+UNTOLD = ("/velollm/", "/health", "/ready", "/metrics")  # asked by machines and by the dashboard itself, all the time
 
-    def __init__(self, app: ASGIApp, *, clock: Callable[[], float] = monotonic) -> None:
+
+class AccessLog:
+    """ASGI middleware around everything else. Layers below add what they know: see `record.CURRENT`.
+
+    `recent` keeps the last records; `clock` gives seconds, as `time.monotonic` does.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, recent: RecentRequests | None = None, clock: Callable[[], float] = monotonic
+    ) -> None:
         self.app = app
+        self._recent = recent
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -23,7 +35,9 @@ class AccessLog:
             await self.app(scope, receive, send)
             return
         begun = self._clock()
-        record = Record(method=scope["method"], path=scope["path"], client=(scope.get("client") or ("",))[0])
+        record = Record(
+            method=scope["method"], path=scope["path"][:LONGEST_PATH], client=(scope.get("client") or ("",))[0]
+        )
         token = CURRENT.set(record)
         head: list[Message] = []
 
@@ -37,11 +51,14 @@ class AccessLog:
         finally:
             CURRENT.reset(token)
             record.duration = self._clock() - begun
+            record.key = scope.get("state", NOTHING).get("velollm_key", "")
             if head:
                 _add_head(record, head[0])
             elif not record.outcome:
                 record.outcome = "cancelled"
             write(record)
+            if self._recent is not None and not record.path.startswith(UNTOLD):
+                self._recent.add(record)
 
 
 def _add_head(record: Record, head: Message) -> None:

@@ -40,6 +40,21 @@ class Histogram:
             counts[bisect_left(bounds, gap)] += 1
         self.sum += times[-1] - times[0]
 
+    @property
+    def count(self) -> int:
+        """How many values were taken in."""
+        return sum(self.counts)
+
+    def quantile(self, share: float) -> float | None:
+        """The value that `share` (0 to 1) of all do not exceed, estimated as Prometheus does; None without any."""
+        wanted = share * self.count
+        below, low = 0, 0.0
+        for bound, count in zip(self.bounds, self.counts, strict=False):
+            if count and below + count >= wanted:
+                return low + (bound - low) * max(wanted - below, 0.0) / count
+            below, low = below + count, bound
+        return low if self.count else None
+
     def buckets(self) -> list[tuple[str, float]]:
         """Cumulative counts by the text of the bound, as Prometheus has them."""
         total, cumulative = 0, []

@@ -12,7 +12,7 @@ from time import monotonic
 from velollm.backend import Backend, Layer
 from velollm.errors import VeloError
 from velollm.messages import ChatEvent, ChatRequest, Embeddings, EmbedRequest, Usage
-from velollm.observability.metrics import Metrics, ModelMetrics
+from velollm.observability.metrics import LONGEST_NAME, Metrics, ModelMetrics
 from velollm.observability.record import CURRENT, Record, write
 
 __all__ = ["ObserveLayer"]
@@ -167,7 +167,7 @@ class _Watch:
         kept = CURRENT.get()
         record = Record() if kept is None else kept
         record.id = self._context.request_id
-        record.model = self._name
+        record.model = self._name[:LONGEST_NAME]
         record.backend = self._context.headers.get("x-velollm-backend", "")
         record.outcome = self.outcome
         record.finish = self.finish

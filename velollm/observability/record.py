@@ -14,15 +14,16 @@ __all__ = ["CURRENT", "Record", "write"]
 logger = logging.getLogger("velollm.request")
 
 # Service paths are asked every few seconds by machines.
-QUIET = frozenset({"/health", "/ready", "/metrics"})
+QUIET = frozenset({"/health", "/ready", "/metrics", "/velollm/api/status", "/velollm/api/requests"})
 
 
 @attrs.define(kw_only=True)
 class Record:
-    """One request. Times in seconds; `outcome` is `ok`, `cancelled`, or the code of the error."""
+    """One request. Times are in seconds, `outcome` is `ok`, `cancelled` or an error's code; `key` is a key's name."""
 
     id: str = ""
     client: str = ""
+    key: str = ""
     method: str = ""
     path: str = ""
     status: int = 0

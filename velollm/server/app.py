@@ -19,8 +19,10 @@ from velollm.config import ServerSettings, Settings
 from velollm.middleware import VeloLLM
 from velollm.observability import Metrics, ObserveLayer
 from velollm.observability.access import AccessLog
+from velollm.observability.recent import RecentRequests
 from velollm.routing import BackendPool
 from velollm.server.backends import open_pool
+from velollm.server.dashboard import Dashboard
 from velollm.server.gate import OWN_NAMES, Gate
 from velollm.server.service import Service
 from velollm.stack import build
@@ -36,12 +38,15 @@ class ServerApp:
         self.pool = pool
         self.metrics = metrics
         self.backend: Backend = ObserveLayer(AdmissionLayer(build(pool, settings, metrics)), metrics)
-        service = Service(pool, metrics if settings.observability.metrics else None, discreet=keys is not None)
+        recent = RecentRequests()
+        dashboard = Dashboard(pool, metrics, recent)
+        shown = metrics if settings.observability.metrics else None
+        service = Service(pool, shown, dashboard, discreet=keys is not None)
         door = VeloLLM(
             service, backend=self.backend, max_body=settings.server.max_body, forward_unknown=True, tool_calls=False
         )
         gate = Gate(door, hosts=_hosts(settings.server), origins=settings.server.cors_origins, keys=keys)
-        self._app = AccessLog(gate)
+        self._app = AccessLog(gate, recent=recent)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)

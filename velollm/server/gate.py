@@ -7,6 +7,7 @@ rebinding) are refused by their Host, pages of other origins by their Origin.
 from __future__ import annotations
 
 import os
+from base64 import b64decode
 from collections.abc import Awaitable, Collection, Iterable, Mapping
 
 import orjson
@@ -23,6 +24,7 @@ OWN_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 OPEN_PATHS = frozenset({"/health", "/ready"})
 CONTROL = "/velollm/"
 WANTED = frozenset({b"host", b"origin", b"authorization", b"x-api-key", b"access-control-request-method"})
+BASIC = b'Basic realm="VeloLLM: the password is an API key", charset="UTF-8"'
 EXPOSED = (
     b"x-request-id, x-velollm-backend, x-velollm-cache, x-velollm-tool-calls, x-velollm-truncated, server-timing, "
     b"retry-after, x-ratelimit-limit-requests, x-ratelimit-limit-tokens, x-ratelimit-remaining-requests, "
@@ -103,6 +105,8 @@ def _check_key(keys: Finder, headers: Mapping[bytes, bytes], scope: Scope) -> Ke
         *(value.decode("utf-8", "surrogateescape") if (value := headers.get(name)) is not None else None
           for name in (b"authorization", b"x-api-key"))
     )  # fmt: skip
+    if given is None and _is_page(scope):
+        given = _password(headers.get(b"authorization", b""))
     if given is None:
         raise AuthenticationError("an API key is needed: send authorization: Bearer KEY, or x-api-key")
     key = keys.find(given)
@@ -119,6 +123,22 @@ def _name_of(host: str) -> str:
     if host.startswith("["):
         return host.partition("]")[0] + "]"
     return host.partition(":")[0].rstrip(".")
+
+
+def _is_page(scope: Scope) -> bool:
+    """Whether a browser may ask its user for the key, as the password of whatever name."""
+    path: str = scope["path"]
+    return path.startswith(CONTROL)
+
+
+def _password(authorization: bytes) -> str | None:
+    scheme, _, token = authorization.partition(b" ")
+    if scheme.lower() != b"basic":
+        return None
+    try:
+        return b64decode(token.strip(), validate=True).partition(b":")[2].decode("utf-8", "surrogateescape")
+    except ValueError:
+        return None
 
 
 def _with_cors(send: Send, origin: bytes) -> Send:
@@ -162,6 +182,6 @@ async def _refuse(scope: Scope, send: Send, error: VeloError) -> None:
         (b"x-request-id", number.encode()),
     ]
     if error.status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
+        headers.append((b"www-authenticate", BASIC if _is_page(scope) else b"Bearer"))
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

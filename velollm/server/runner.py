@@ -132,7 +132,7 @@ def server_config(
 ) -> uvicorn.Config:
     """How uvicorn is to serve: without its own log, headers and trust in proxies. `drain_timeout` is in seconds."""
     return uvicorn.Config(
-        app,  # type: ignore[arg-type]  # its own types for ASGI are narrower
+        app,
         http=protocol,
         ws="none",
         lifespan="on",

@@ -1,4 +1,4 @@
-"""What the standalone server says of itself: /health, /ready, /metrics, /openapi.json and /; all else is 404."""
+"""What the standalone server says of itself: /health, /ready, /metrics, /openapi.json, /velollm/ and /; else 404."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from velollm.asgi import Receive, Responder, Scope, Send
 from velollm.errors import MethodNotAllowed, PathNotFound, VeloError
 from velollm.observability.metrics import CONTENT_TYPE, Metrics
 from velollm.routing import BackendPool
+from velollm.server.dashboard import Dashboard
+from velollm.server.dashboard.page import HEADERS
 
 __all__ = ["Service"]
 
@@ -27,6 +29,7 @@ ROOT = f"""VeloLLM {__version__} is running.
 /v1/chat/completions, /v1/completions, /v1/responses, /v1/embeddings, /v1/models     OpenAI
 /v1/messages, /v1/messages/count_tokens                                              Anthropic
 /api/chat, /api/generate, /api/embed, /api/tags, ...                                 Ollama
+/velollm/                                                                            dashboard
 /openapi.json, /health, /ready, /metrics
 """.encode()
 
@@ -37,7 +40,9 @@ class Service:
     `metrics` is None when none are to be shown. With `discreet`, /ready does not say which backend is down, or why.
     """
 
-    def __init__(self, pool: BackendPool, metrics: Metrics | None, *, discreet: bool = False) -> None:
+    def __init__(
+        self, pool: BackendPool, metrics: Metrics | None, dashboard: Dashboard, *, discreet: bool = False
+    ) -> None:
         self._pool = pool
         self._metrics = metrics
         self._discreet = discreet
@@ -48,6 +53,7 @@ class Service:
             "/health": self._health,
             "/ready": self._ready,
             "/openapi.json": self._describe,
+            **dashboard.paths,
         }
         if metrics is not None:
             self._paths["/metrics"] = self._show_metrics
@@ -63,6 +69,9 @@ class Service:
 
     async def _http(self, scope: Scope, send: Send) -> None:
         path = scope["path"]
+        if path == "/velollm":
+            await Responder(send).whole(308, [(b"location", b"/velollm/")], b"")
+            return
         try:
             if path not in self._paths:
                 raise PathNotFound(f"{path[:200]!r} is not served here; the API lies under /v1 and /api")
@@ -72,6 +81,8 @@ class Service:
         except VeloError as error:
             status, kind, body = error.status, "application/json", orjson.dumps(render_error(error, ""))
         headers = [(b"content-type", kind.encode()), (b"cache-control", b"no-store")]
+        if path.startswith("/velollm/"):
+            headers += HEADERS
         await Responder(send).whole(status, headers, body)
 
     # ---- the paths ----
