@@ -1,0 +1,195 @@
+"""Turns at the backends of a pool: makes jobs of requests, and has the scheduler say when and where each one goes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from time import monotonic
+from typing import Literal, TypeAlias
+
+from velollm.backend import Backend
+from velollm.errors import Overloaded, VeloError
+from velollm.messages import ChatRequest, EmbedRequest, RequestContext, Usage
+from velollm.routing.affinity import chain_of
+from velollm.routing.placement import placement
+from velollm.scheduling.dispatcher import Dispatcher
+from velollm.scheduling.job import BATCH, Job
+from velollm.scheduling.metrics import SchedulingMetrics
+from velollm.scheduling.reading import body_size, conversation_of, prompt_size, read_deadline, read_level
+from velollm.scheduling.scheduler import Scheduler
+
+__all__ = ["Turn", "Turns"]
+
+logger = logging.getLogger("velollm.scheduling")
+
+UNLIMITED = 1 << 30
+ASK_AGAIN_SECONDS = 60.0
+FIRST_ASK_SECONDS = 0.5  # so long the first request for a model waits to hear how many slots there are
+CHARACTERS_PER_TOKEN = 4
+
+Concurrency: TypeAlias = int | Literal["auto"] | None
+
+
+class Turns:
+    """Hands out turns.
+
+    `concurrency` is how many requests a backend is given at once: a number, `auto` (what it says itself, or else what
+    turns out to be best), or None for any number; `each` and `weights` are by the names of backends. `slo` is the latest
+    first byte of whatever is not batch work, and `queue_timeout` the longest wait, in seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: str = "least-loaded",
+        concurrency: Concurrency = None,
+        each: Mapping[str, Concurrency] = {},
+        weights: Mapping[str, float] = {},
+        slo: float | None = None,
+        queue_timeout: float | None = None,
+        max_queue: int = 512,
+        ageing: float = 30.0,
+        quantum: float = 5.0,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        dispatcher = Dispatcher(placement(policy), max_queue=max_queue, ageing=ageing, quantum=quantum)
+        self.scheduler = Scheduler(dispatcher, clock=clock)
+        self.metrics = SchedulingMetrics(dispatcher)
+        self._prefix = policy == "prefix"
+        self._concurrency = concurrency
+        self._each = dict(each)
+        self._weights = dict(weights)
+        self._slo = slo
+        self._queue_timeout = queue_timeout
+        self._clock = clock
+        self._backends: dict[str, Backend] = {}
+        self._asked: dict[tuple[str, str], float] = {}
+        self._asking: set[asyncio.Task[None]] = set()
+
+    def add(self, backend: Backend) -> None:
+        """One more backend."""
+        concurrency = self._each.get(backend.name, self._concurrency)
+        limit = UNLIMITED if concurrency is None else None if concurrency == "auto" else concurrency
+        self.scheduler.dispatcher.add_lane(backend.name, limit=limit, weight=self._weights.get(backend.name, 1.0))
+        self._backends[backend.name] = backend
+
+    async def take(self, request: ChatRequest | EmbedRequest, targets: Mapping[str, str]) -> Turn:
+        """Wait for the turn of `request`; `targets` are the backends that have its model, with their names for it.
+
+        Raises `Overloaded`, or `RequestError` when the request says something about its urgency that makes no sense.
+        """
+        job = self._job(request, targets)
+        for name, model in targets.items():
+            if self.scheduler.dispatcher.lanes[name].limit is None:
+                await self._ask(name, model)
+        try:
+            await self.scheduler.take(job)
+        except Overloaded as error:
+            self.metrics.refused(error.code)
+            raise
+        now = self._clock()
+        marks = request.context.marks
+        marks["queued"], marks["sent"] = job.arrival, now
+        self.metrics.waited(job.model, now - job.arrival)
+        return Turn(self.scheduler, job)
+
+    def close(self) -> None:
+        """No more timers and questions."""
+        self.scheduler.close()
+        for task in self._asking:
+            task.cancel()
+
+    # ---- inside ----
+
+    def _job(self, request: ChatRequest | EmbedRequest, targets: Mapping[str, str]) -> Job:
+        now = self._clock()
+        level = read_level(request)
+        job = Job(targets=targets, level=level, tenant=request.context.tenant, arrival=now)
+        job.deadline = self._deadline(request.context, level, now)
+        if self._queue_timeout is not None:
+            job.expires = now + self._queue_timeout
+        if isinstance(request, EmbedRequest):
+            job.stream = False
+            job.max_tokens = 1
+            job.size = sum(len(text) for text in request.inputs)
+            job.prompt_tokens = job.size // CHARACTERS_PER_TOKEN + 1
+            return job
+        job.stream = request.stream
+        job.max_tokens = None if request.max_tokens is None else request.max_tokens * request.n
+        job.size = body_size(request)
+        job.prompt_tokens = prompt_size(request)
+        job.conversation = conversation_of(request)
+        if self._prefix and len(targets) > 1:
+            chain = chain_of(request)
+            job.prefix, job.block_tokens, job.shared = chain.hashes, chain.tokens, chain.shared
+        return job
+
+    def _deadline(self, context: RequestContext, level: int, now: float) -> float | None:
+        own = read_deadline(context, now)
+        if self._slo is None or level == BATCH:
+            return own
+        latest = context.marks.get("received", now) + self._slo
+        return latest if own is None else min(own, latest)
+
+    async def _ask(self, name: str, model: str) -> None:
+        """Ask the backend how many slots it has, the first time with some patience."""
+        now = self._clock()
+        last = self._asked.get((name, model))
+        if last is not None and now - last < ASK_AGAIN_SECONDS:
+            return
+        if len(self._asked) > 1024:
+            self._asked.clear()
+        self._asked[name, model] = now
+        task = asyncio.create_task(self._learn_slots(name, model))
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+        if last is None:
+            await asyncio.wait({task}, timeout=FIRST_ASK_SECONDS)
+
+    async def _learn_slots(self, name: str, model: str) -> None:
+        try:
+            slots = await self._backends[name].slots(model)
+        except VeloError as error:
+            logger.debug("%s does not say how many slots it has: %s", name, error.message)
+        else:
+            self.scheduler.set_slots(name, model, slots)
+
+
+class Turn:
+    """A slot at a backend, for one request. Whoever has it calls `end`, whatever happens."""
+
+    __slots__ = ("_complete", "_job", "_load", "_scheduler", "_usage")
+
+    def __init__(self, scheduler: Scheduler, job: Job) -> None:
+        self._scheduler = scheduler
+        self._job = job
+        self._complete = False
+        self._load: float | None = None
+        self._usage: Usage | None = None
+
+    @property
+    def backend(self) -> str:
+        """Where it is."""
+        assert self._job.lane is not None
+        return self._job.lane
+
+    def answered(self) -> None:
+        """The first event of the answer came."""
+        self._scheduler.answered(self._job)
+
+    def complete(self, usage: Usage | None, produced: int) -> None:
+        """The answer is whole. `produced` is about how many tokens it has, where the engine does not say."""
+        self._complete = True
+        self._job.produced = produced if usage is None else usage.completion_tokens
+        if usage is not None and usage.timings is not None:
+            self._load = usage.timings.load
+
+    async def again(self, avoid: Sequence[str]) -> None:
+        """Wait for another turn, elsewhere than at `avoid` if possible. Raises `Overloaded`."""
+        self._job.avoid = frozenset(avoid)
+        await self._scheduler.retake(self._job)
+
+    def end(self) -> None:
+        """Give the slot back."""
+        self._scheduler.done(self._job, complete=self._complete, load=self._load)

@@ -1,0 +1,109 @@
+"""A backend as the dispatcher sees it: how many requests it takes, what runs there, and how fast. No I/O."""
+
+from __future__ import annotations
+
+from math import inf
+
+from velollm.scheduling.job import Job
+from velollm.scheduling.limits import AdaptiveLimit
+from velollm.scheduling.pace import Pace, work
+from velollm.scheduling.residency import Residency
+
+__all__ = ["Lane"]
+
+MOST_MODELS = 256
+
+
+class Lane:
+    """One backend. `limit` is how many requests it is given at once: a number, or None to learn it for each model.
+
+    `weight` is its share where the policy goes by weights. A lane that is not `open` (down, draining) is given work
+    only when nothing else has the model.
+    """
+
+    def __init__(self, name: str, *, limit: int | None, weight: float, quantum: float) -> None:
+        self.name = name
+        self.limit = limit
+        self.weight = weight
+        self.open = True
+        self.running: dict[Job, None] = {}
+        self.by_model: dict[str, int] = {}
+        self.tokens = 0.0  # expected tokens of what runs here, those of prompts and answers
+        self.waiting_for = 0  # jobs in the queue whose home this is
+        self.last_aged = -inf
+        self.residency = Residency(quantum)
+        self.slots: dict[str, int] = {}  # what the engine says of a model
+        self._limits: dict[str, AdaptiveLimit] = {}
+        self._paces: dict[str, Pace] = {}
+
+    def pace(self, model: str) -> Pace:
+        """How fast it serves `model`."""
+        found = self._paces.get(model)
+        if found is None:
+            _make_room(self._paces)
+            found = self._paces[model] = Pace()
+        return found
+
+    def capacity(self, model: str) -> int:
+        """How many requests for `model` may run at once."""
+        if self.limit is not None:
+            return self.limit
+        told = self.slots.get(model)
+        if told is not None:
+            return told
+        return self._adaptive(model).value
+
+    def has_room(self, model: str) -> bool:
+        """Whether one more may start, as far as slots go."""
+        if self.limit is not None:
+            return len(self.running) < self.limit
+        return self.by_model.get(model, 0) < self.capacity(model)
+
+    def start(self, job: Job, now: float) -> None:
+        """`job` starts here; its `model` is set."""
+        self.running[job] = None
+        self.by_model[job.model] = self.by_model.get(job.model, 0) + 1
+        self.tokens += job.prompt_tokens + job.expected_tokens
+        job.lane = self.name
+        job.granted = now
+        job.switches = self.residency.started(job.model, now)
+
+    def answered(self, job: Job, now: float) -> None:
+        """The first event of its answer came."""
+        pace = self.pace(job.model)
+        took = now - job.granted
+        if job.switches is not None and pace.measured:
+            self.residency.observed(job.switches, job.model, took, pace.first_byte(job), now)
+        elif job.stream:
+            pace.began(took, job.prompt_tokens)
+
+    def end(self, job: Job, now: float) -> None:
+        """`job` holds its slot no longer."""
+        del self.running[job]
+        left = self.by_model[job.model] - 1
+        if left:
+            self.by_model[job.model] = left
+        else:
+            del self.by_model[job.model]
+        self.tokens = self.tokens - job.prompt_tokens - job.expected_tokens if self.running else 0.0
+        self.residency.ended(job.model, now)
+
+    def learn(self, job: Job, now: float, load: float) -> None:
+        """A whole answer was given: measure, without the `load` seconds that the engine loaded the model."""
+        held = max(0.0, now - job.granted - load)
+        self.pace(job.model).ended(held, job.prompt_tokens, job.produced)
+        if self.limit is None and job.model not in self.slots:
+            seconds = held / work(job.prompt_tokens, job.produced)
+            self._adaptive(job.model).sample(seconds, self.by_model.get(job.model, 0))
+
+    def _adaptive(self, model: str) -> AdaptiveLimit:
+        found = self._limits.get(model)
+        if found is None:
+            _make_room(self._limits)
+            found = self._limits[model] = AdaptiveLimit()
+        return found
+
+
+def _make_room(table: dict[str, Pace] | dict[str, AdaptiveLimit]) -> None:
+    if len(table) >= MOST_MODELS:
+        del table[next(iter(table))]

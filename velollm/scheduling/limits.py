@@ -1,0 +1,46 @@
+"""How many requests a backend is given at once. No I/O."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["AdaptiveLimit"]
+
+FIRST = 4.0
+LEAST = 1.0
+MOST = 256.0
+TOLERANCE = 2.0  # how much slower a token may get before fewer are sent: batching costs each a little
+SMOOTHING = 0.2
+FADE = 1.002  # the best pace is forgotten slowly, for an engine can get slower for good
+
+
+class AdaptiveLimit:
+    """A limit found by the gradient of time per token, where an engine does not say how many slots it has.
+
+    After Netflix's concurrency-limits (Gradient2): the limit grows by its square root while requests that run together
+    are hardly slower than alone, and shrinks with the ratio of the best pace to the present one when they queue up
+    inside the engine. Time per token takes the place of latency, because answers differ in length.
+    """
+
+    __slots__ = ("_best", "_limit")
+
+    def __init__(self, first: float = FIRST) -> None:
+        self._limit = first
+        self._best = math.inf
+
+    @property
+    def value(self) -> int:
+        """Requests at once."""
+        return int(self._limit)
+
+    def sample(self, seconds_per_token: float, running: int) -> None:
+        """A request held its slot for so long per token, while `running` were running, itself among them."""
+        if seconds_per_token <= 0.0:
+            return
+        self._best = min(self._best * FADE, seconds_per_token)
+        gradient = max(0.5, min(1.0, TOLERANCE * self._best / seconds_per_token))
+        if gradient == 1.0 and running < self._limit / 2:
+            return  # not used: nothing is learned about more
+        wanted = self._limit * gradient + (math.sqrt(self._limit) if gradient == 1.0 else 0.0)
+        self._limit += SMOOTHING * (wanted - self._limit)
+        self._limit = max(LEAST, min(MOST, self._limit))
