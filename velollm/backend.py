@@ -138,6 +138,10 @@ class Backend(Protocol):
         """Pass a request on as it is."""
         raise PathNotFound(f"{request.target.partition('?')[0]} is not known here, nor to {self.name}")
 
+    async def slots(self, model: str) -> int | None:
+        """How many requests for `model` the engine works on at once; None where it does not say."""
+        return None
+
     async def start(self) -> None:
         """Make ready (connect, probe, start a child process). May be called again; `chat` does it when needed."""
         return  # with an empty body, type checkers would take it for abstract
@@ -211,6 +215,9 @@ class Layer(Backend):
 
     async def forward(self, request: HttpRequest) -> HttpResponse:
         return await self.inner.forward(request)
+
+    async def slots(self, model: str) -> int | None:
+        return await self.inner.slots(model)
 
     async def start(self) -> None:
         await self.inner.start()

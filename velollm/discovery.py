@@ -270,6 +270,10 @@ class ProbedBackend(Backend):
         """Pass a request on as it is."""
         return await self._noting(lambda inner: inner.forward(request))
 
+    async def slots(self, model: str) -> int | None:
+        """How many requests it works on at once."""
+        return await self._noting(lambda inner: inner.slots(model))
+
     async def start(self) -> None:
         """Find out what it is."""
         await (await self._engine()).start()

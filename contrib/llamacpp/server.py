@@ -120,6 +120,10 @@ class LlamaServerBackend(OpenAIBackend):
                 f"{self.name} is still loading its model", backend=self.name, retry_after=RETRY_SECONDS
             ) from error
 
+    async def slots(self, model: str) -> int | None:
+        """How many it works on at once."""
+        return (await self.properties()).slots
+
     async def properties(self) -> ServerProperties:
         """What `/props` says, asked again after a minute; the defaults where it says nothing."""
         known = self._properties

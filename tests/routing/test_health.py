@@ -169,20 +169,22 @@ def test_far_slower_than_the_others_is_an_outlier() -> None:
 # ---- who is asked next ----
 
 
-def attempts(*targets: str, well: str = "abc") -> Attempts[str]:
-    return Attempts(targets, Budget(), lambda target: target in well)
+def attempts(*targets: str) -> Attempts[str]:
+    tries = Attempts(targets, Budget())
+    tries.begin(targets[0])
+    return tries
 
 
 def test_unreachable_ones_are_passed_over() -> None:
     tries = attempts("a", "b", "c")
     assert tries.after(DOWN, begun=False) == 0
-    assert tries.current == "b"
+    assert list(tries.choices) == ["b", "c"]
 
 
 def test_the_only_one_is_asked_again_after_a_pause() -> None:
     tries = attempts("a")
     assert tries.after(DOWN, begun=False) > 0
-    assert tries.current == "a"
+    assert list(tries.choices) == ["a"]
     assert tries.after(DOWN, begun=False) > 0
     with pytest.raises(BackendUnreachable):
         tries.after(DOWN, begun=False)
@@ -191,7 +193,8 @@ def test_the_only_one_is_asked_again_after_a_pause() -> None:
 def test_after_the_first_word_only_another_one_and_each_once() -> None:
     tries = attempts("a", "b")
     assert tries.after(BROKEN, begun=True) == 0
-    assert tries.current == "b"
+    assert list(tries.choices) == ["b"]
+    tries.begin("b")
     with pytest.raises(BackendProtocolError, match="broke off"):
         tries.after(BackendTimeout("silent"), begun=True)
     with pytest.raises(BackendProtocolError):
@@ -201,16 +204,12 @@ def test_after_the_first_word_only_another_one_and_each_once() -> None:
 def test_one_that_cannot_go_on_is_passed_over() -> None:
     tries = attempts("a", "b", "c")
     tries.after(BROKEN, begun=True)
+    tries.begin("b")
     tries.cannot_go_on()
-    assert tries.current == "c"
+    assert list(tries.choices) == ["c"]
+    tries.begin("c")
     with pytest.raises(BackendProtocolError, match="broke off"):
         tries.cannot_go_on()
-
-
-def test_those_that_are_well_come_first() -> None:
-    tries = attempts("a", "b", "c", well="ac")
-    tries.after(BROKEN, begun=True)
-    assert tries.current == "c"
 
 
 @pytest.mark.parametrize("error", [NOT_FOUND, BackendRefused("x", status=500), ModelNotFound("x")])
@@ -224,7 +223,8 @@ def test_a_refusal_is_final(error: VeloError) -> None:
 def test_what_breaks_an_engine_is_not_tried_on_all_of_them() -> None:
     tries = attempts("a", "b", "c")
     tries.after(BROKEN, begun=False)
-    assert tries.current == "b"
+    assert list(tries.choices) == ["b", "c"]
+    tries.begin("b")
     with pytest.raises(BackendProtocolError):
         tries.after(BROKEN, begun=False)
 
@@ -234,7 +234,8 @@ def test_the_budget_bounds_what_is_asked_again(errors: list[VeloError]) -> None:
     """An engine that fails everybody sees few more requests than there are clients."""
     budget, sent = Budget(), 0
     for error in errors:
-        tries: Attempts[str] = Attempts(["a"], budget, lambda _: True)
+        tries: Attempts[str] = Attempts(["a"], budget)
+        tries.begin("a")
         sent += 1
         with pytest.raises(VeloError):
             while True:

@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING
 import attrs
 
 from velollm.commands.progress import ProgressBar
-from velollm.config import BackendSettings, Option, Settings, load_settings, options, show_seconds, show_size
+from velollm.config import (
+    BackendSettings,
+    Option,
+    Settings,
+    load_settings,
+    options,
+    show_concurrency,
+    show_seconds,
+    show_size,
+)
 from velollm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,8 +46,8 @@ Every option is also a variable (VELOLLM_PORT) and a key in velollm.toml ([serve
 variables, variables more than the file.
 """
 TITLES = {
-    "": "engines", "server": "server", "defaults": "patience with engines", "engine": "models that run here",
-    "toolcalls": "tool calls", "observability": "observation",
+    "": "engines", "server": "server", "defaults": "what engines are given", "engine": "models that run here",
+    "scheduling": "waiting", "routing": "choice of engines", "toolcalls": "tool calls", "observability": "observation",
 }  # fmt: skip
 
 
@@ -106,6 +115,8 @@ def _help(option: Option) -> str:
         return option.about
     if isinstance(default, bool):
         default = "on" if default else "off"
+    elif option.metavar == "N|auto":
+        default = show_concurrency(default)
     elif option.metavar == "SIZE":
         default = show_size(default)
     elif option.metavar == "SECONDS":

@@ -8,11 +8,20 @@ from velollm.config.settings import (
     EngineSettings,
     ModelSettings,
     ObservabilitySettings,
+    RoutingSettings,
+    SchedulingSettings,
     ServerSettings,
     Settings,
     ToolCallSettings,
 )
-from velollm.config.units import parse_seconds, parse_size, show_seconds, show_size
+from velollm.config.units import (
+    parse_concurrency,
+    parse_seconds,
+    parse_size,
+    show_concurrency,
+    show_seconds,
+    show_size,
+)
 
 __all__ = [
     "BackendDefaults",
@@ -21,14 +30,18 @@ __all__ = [
     "ModelSettings",
     "ObservabilitySettings",
     "Option",
+    "RoutingSettings",
+    "SchedulingSettings",
     "ServerSettings",
     "Settings",
     "ToolCallSettings",
     "find_config",
     "load_settings",
     "options",
+    "parse_concurrency",
     "parse_seconds",
     "parse_size",
+    "show_concurrency",
     "show_seconds",
     "show_size",
 ]

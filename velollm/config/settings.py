@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 import attrs
 
-from velollm.config.units import Seconds, Size
+from velollm.config.units import AUTO, Concurrency, Seconds, Size
 
 __all__ = [
     "BackendDefaults",
@@ -22,6 +22,8 @@ __all__ = [
     "Kind",
     "ModelSettings",
     "ObservabilitySettings",
+    "RoutingSettings",
+    "SchedulingSettings",
     "ServerSettings",
     "Settings",
     "ToolCallSettings",
@@ -81,8 +83,11 @@ class ServerSettings:
 
 @attrs.frozen(kw_only=True)
 class BackendDefaults:
-    """[defaults]: how patient VeloLLM is with backends that do not say otherwise."""
+    """[defaults]: what is asked of backends that do not say otherwise, and how patient VeloLLM is with them."""
 
+    concurrency: Concurrency = setting(
+        AUTO, "requests that a backend is given at once; auto: as many as it has slots", metavar="N|auto"
+    )
     connect_timeout: Seconds = setting(
         Seconds(2), "patience until a backend is connected", metavar="SECONDS", check=positive
     )
@@ -99,7 +104,8 @@ class BackendDefaults:
 class BackendSettings:
     """[[backends]]: one engine. `models` are the only ones asked of it; `aliases` are other names for them.
 
-    `api_key_env` names the variable that holds its key. What is None comes from [defaults].
+    `concurrency` is how many requests it is given at once, `weight` its share of the work beside others. `api_key_env`
+    names the variable that holds its key. What is None comes from [defaults].
     """
 
     url: str = attrs.field(validator=not_empty)
@@ -107,6 +113,8 @@ class BackendSettings:
     kind: Kind | None = None
     models: tuple[str, ...] = ()
     aliases: Mapping[str, str] = MappingProxyType({})
+    concurrency: Concurrency | None = None
+    weight: float = attrs.field(default=1.0, validator=positive)
     api_key_env: str | None = None
     connect_timeout: Seconds | None = attrs.field(default=None, validator=positive)
     ttft_timeout: Seconds | None = attrs.field(default=None, validator=positive)
@@ -138,6 +146,35 @@ class EngineSettings:
 
 
 @attrs.frozen(kw_only=True)
+class SchedulingSettings:
+    """[scheduling]: who waits, for how long, and who goes first."""
+
+    max_queue: int = setting(512, "requests that may wait; more are refused", check=not_negative)
+    queue_timeout: Seconds | None = setting(
+        None, "how long a request may wait for its turn (default: no limit)", metavar="SECONDS", check=positive
+    )
+    slo: Seconds | None = setting(
+        None, "the latest first token of what is not batch work; what cannot make it is refused at once",
+        metavar="SECONDS", check=positive,
+    )  # fmt: skip
+    ageing: Seconds = setting(
+        Seconds(30), "how long less urgent work waits for more urgent work at most; 0: for ever", metavar="SECONDS"
+    )
+    model_quantum: Seconds = setting(
+        Seconds(5), "how long an engine stays with one model while requests for another one wait", metavar="SECONDS"
+    )
+
+
+@attrs.frozen(kw_only=True)
+class RoutingSettings:
+    """[routing]: which of several backends a request goes to."""
+
+    policy: Literal["least-loaded", "prefix", "round-robin", "weighted", "complexity"] = setting(
+        "least-loaded", "how a backend is chosen among those that have the model", flag="--routing"
+    )
+
+
+@attrs.frozen(kw_only=True)
 class ToolCallSettings:
     """[toolcalls]: what is done about tool calls that models get wrong."""
 
@@ -166,5 +203,7 @@ class Settings:
     backends: tuple[BackendSettings, ...] = ()
     models: Mapping[str, ModelSettings] = MappingProxyType({})
     engine: EngineSettings = EngineSettings()
+    scheduling: SchedulingSettings = SchedulingSettings()
+    routing: RoutingSettings = RoutingSettings()
     toolcalls: ToolCallSettings = ToolCallSettings()
     observability: ObservabilitySettings = ObservabilitySettings()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any, Literal, TypeAlias, get_args, get_origin
@@ -12,7 +13,7 @@ from cattrs.errors import AttributeValidationNote, IterableValidationNote
 from cattrs.gen import make_dict_structure_fn
 
 from velollm.config.settings import BackendSettings, Settings
-from velollm.config.units import Seconds, Size, parse_seconds, parse_size
+from velollm.config.units import Concurrency, Seconds, Size, parse_concurrency, parse_seconds, parse_size
 from velollm.errors import ConfigError
 
 __all__ = ["Path", "nearest", "structure"]
@@ -82,7 +83,9 @@ def _converter() -> Converter:
     converter = Converter(forbid_extra_keys=True)
     converter.register_structure_hook_func(lambda kind: kind is Size, lambda value, _: parse_size(value))
     converter.register_structure_hook_func(lambda kind: kind is Seconds, lambda value, _: parse_seconds(value))
+    converter.register_structure_hook_func(lambda kind: kind is Concurrency, lambda value, _: parse_concurrency(value))
     converter.register_structure_hook(int, _int)
+    converter.register_structure_hook(float, _float)
     converter.register_structure_hook(bool, _bool)
     converter.register_structure_hook(str, _str)
     converter.register_structure_hook_func(lambda kind: _origin(kind) is Literal, _literal)
@@ -140,6 +143,16 @@ def _int(value: Any, _: Any) -> int:
     if type(value) is not int:
         raise ValueError(f"must be a whole number, not {value!r}")
     return value
+
+
+def _float(value: Any, _: Any) -> float:
+    try:
+        number = float(value) if type(value) in (int, float, str) else math.nan
+    except (ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"must be a number, not {value!r}")
+    return number
 
 
 def _bool(value: Any, _: Any) -> bool:

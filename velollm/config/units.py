@@ -1,4 +1,4 @@
-"""Sizes (`16MiB`) and durations (`1h30m`) as people write them, and back."""
+"""Sizes (`16MiB`), durations (`1h30m`) and numbers that may be `auto`, as people write them, and back."""
 
 from __future__ import annotations
 
@@ -6,9 +6,21 @@ import math
 import re
 from typing import NewType
 
-__all__ = ["Seconds", "Size", "parse_seconds", "parse_size", "show_seconds", "show_size"]
+__all__ = [
+    "AUTO",
+    "Concurrency",
+    "Seconds",
+    "Size",
+    "parse_concurrency",
+    "parse_seconds",
+    "parse_size",
+    "show_concurrency",
+    "show_seconds",
+    "show_size",
+]
 
 Size = NewType("Size", int)
+Concurrency = NewType("Concurrency", int)  # requests at once
 Seconds = NewType("Seconds", float)
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?b?)", re.IGNORECASE | re.ASCII)
@@ -17,6 +29,8 @@ FACTORS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
            "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}  # fmt: skip
 SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 LARGEST = 2**62
+AUTO = Concurrency(0)
+MOST_AT_ONCE = 10**6
 
 
 def parse_size(value: object) -> Size:
@@ -57,6 +71,23 @@ def _seconds_of(text: str) -> float | str:
     if not parts or "".join(part[0] for part in parts) != text:
         return text
     return sum(float(part[1]) * SECONDS[part[2].lower()] for part in parts)
+
+
+def parse_concurrency(value: object) -> Concurrency:
+    """Requests at once, from a whole number or its text; `auto` is `AUTO`. Raises `ValueError`."""
+    if isinstance(value, str):
+        word = value.strip().lower()
+        if word == "auto":
+            return AUTO
+        value = int(word) if word.isascii() and word.isdigit() and len(word) < 20 else value
+    if type(value) is not int or not 0 < value <= MOST_AT_ONCE:
+        raise ValueError(f"must be auto or a whole number of at least 1, not {value!r}")
+    return Concurrency(value)
+
+
+def show_concurrency(concurrency: int) -> str:
+    """`auto`, or the number."""
+    return str(concurrency) if concurrency else "auto"
 
 
 def show_size(size: int) -> str:

@@ -6,7 +6,7 @@ and only to go on with what was said: never the same one twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 from velollm.errors import BackendError, BackendRefused, BackendUnreachable, VeloError
@@ -31,25 +31,26 @@ class Budget:
 
 
 class Attempts(Generic[T]):
-    """The attempts of one request at `targets`, the best first. `current` is the one to ask.
+    """The attempts of one request at `targets`. `choices` are those that may be asked next."""
 
-    `usable` says of a target whether it is well now.
-    """
+    __slots__ = ("_broke_off", "_budget", "_count", "_left", "_targets", "choices", "first_error")
 
-    __slots__ = ("_broke_off", "_budget", "_left", "_targets", "_usable", "count", "current", "first_error")
-
-    def __init__(self, targets: Sequence[T], budget: Budget, usable: Callable[[T], bool]) -> None:
+    def __init__(self, targets: Sequence[T], budget: Budget) -> None:
         self._targets = targets
-        self._usable = usable
-        self._left = list(targets[1:])  # not asked yet
+        self._left = list(targets)  # not asked yet
         self._budget = budget
         self._broke_off = False
-        self.current = targets[0]
-        self.count = 1
+        self._count = 1
+        self.choices: Sequence[T] = targets
         self.first_error: VeloError | None = None
 
+    def begin(self, target: T) -> None:
+        """`target`, one of the choices, is asked."""
+        if target in self._left:
+            self._left.remove(target)
+
     def after(self, error: VeloError, *, begun: bool) -> float:
-        """Choose the next; seconds to wait before it is asked. `begun` when the client has read anything.
+        """Say who may be asked next; seconds to wait before that. `begun` when the client has read anything.
 
         Raises the first error when nobody is to be asked any more.
         """
@@ -58,33 +59,28 @@ class Attempts(Generic[T]):
         if begun:
             if not self._left or not broke_off(error):
                 raise self.first_error
-            self.current = self._next()
+            self.choices = self._left
             return 0.0
-        self.count += 1
-        if self.count > MOST_ATTEMPTS or not self._worth_it(error):
+        self._count += 1
+        if self._count > MOST_ATTEMPTS or not self._worth_it(error):
             raise error
         if self._left:
-            self.current = self._next()
+            self.choices = self._left
             return 0.0
         if not may_retry(error):
             raise error
-        pause = pause_before(self.count, error)
+        pause = pause_before(self._count, error)
         if pause is None:
             raise error
-        self.current = self._targets[(self.count - 1) % len(self._targets)]
+        self.choices = self._targets
         return pause
 
     def cannot_go_on(self) -> None:
-        """The current one cannot go on with what was said: ask the next. Raises the first error when there is none."""
+        """The one that was asked cannot go on with what was said. Raises the first error when nobody else is left."""
         if not self._left:
             assert self.first_error is not None
             raise self.first_error
-        self.current = self._next()
-
-    def _next(self) -> T:
-        chosen = next((target for target in self._left if self._usable(target)), self._left[0])
-        self._left.remove(chosen)
-        return chosen
+        self.choices = self._left
 
     def _worth_it(self, error: VeloError) -> bool:
         if isinstance(error, BackendUnreachable) and self._left:

@@ -12,7 +12,8 @@ from velollm.scheduling.lane import Lane
 
 __all__ = ["LeastLoaded", "PrefixAffinity", "RoundRobin", "Weighted", "placement"]
 
-MUCH_SLOWER = 2.0  # below this ratio of paces, chance may be the reason
+MUCH_SLOWER = 2.0  # below this ratio of paces,
+LOST_SECONDS = 0.05  # or this difference for a request, chance may be the reason
 PRIOR_PREFILL = 0.001  # seconds per token of a prompt, before anything was measured
 PATIENCE = 8.0  # times the prefill that it saves, a request waits for its home
 SESSION_TOKENS = 512  # what a session is thought to have in a cache beside its prompt
@@ -151,7 +152,8 @@ def least_loaded(job: Job, free: Sequence[Lane]) -> Lane:
 
     def load(index: int) -> tuple[float, int]:
         lane, pace = free[index], paces[index]
-        slower = pace / fastest if fastest and pace > MUCH_SLOWER * fastest else 1.0
+        slow = fastest > 0.0 and pace > MUCH_SLOWER * fastest and (pace - fastest) * job.expected_tokens > LOST_SECONDS
+        slower = pace / fastest if slow else 1.0
         return (lane.tokens + size) * slower / lane.weight, len(lane.running)
 
     return free[min(range(len(free)), key=load)]

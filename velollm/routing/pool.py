@@ -29,8 +29,11 @@ from velollm.errors import (
 )
 from velollm.messages import ChatEvent, ChatRequest, Embeddings, EmbedRequest, ModelInfo
 from velollm.routing.attempts import Attempts, Budget
+from velollm.routing.interruption import Interrupted
 from velollm.routing.member import Member, same_model
+from velollm.routing.turns import Turn, Turns
 from velollm.routing.watch import Watch
+from velollm.scheduling.context_size import ContextSizes
 
 __all__ = ["BackendPool"]
 
@@ -43,6 +46,7 @@ FRESH_SECONDS = 5.0
 MISSING_SECONDS = 1.0  # how old a list may be that a model is missing from
 LIST_SECONDS = 5.0
 BACKEND_HEADER = "x-velollm-backend"
+CONTEXT_HEADER = "x-velollm-num-ctx"
 
 
 def _unheard(name: str, up: bool) -> None:
@@ -54,8 +58,9 @@ class BackendPool(Backend):
 
     A name is looked up as it is, without `:latest`, among `aliases` (other name: name), and as `BACKEND/model`. With a
     single backend, what is not found is passed on, and it may answer for itself. `only` restricts the models of a
-    backend; `num_ctx` is the context of models, in tokens, for requests that do not say; `on_health` hears of every
-    backend that goes down or comes back.
+    backend; `num_ctx` is the context of models, in tokens, whatever requests say; `turns` decides when and where each
+    request goes (without it, at once, to the least loaded); `on_health` hears of every backend that goes down or comes
+    back.
     """
 
     name = "pool"
@@ -67,6 +72,7 @@ class BackendPool(Backend):
         aliases: Mapping[str, str] = {},
         only: Mapping[str, Collection[str]] = {},
         num_ctx: Mapping[str, int] = {},
+        turns: Turns | None = None,
         on_health: Callable[[str, bool], None] = _unheard,
         fresh: float = FRESH_SECONDS,
         clock: Callable[[], float] = monotonic,
@@ -81,8 +87,11 @@ class BackendPool(Backend):
         names = [member.name for member in self.members]
         if len(set(names)) < len(names):
             raise ConfigError(f"two backends are called {max(names, key=names.count)!r}; give them names of their own")
+        self.turns = Turns(clock=clock) if turns is None else turns
+        for member in self.members:
+            self.turns.add(member.backend, member.health.allows)
         self._aliases = dict(aliases)
-        self._num_ctx = dict(num_ctx)
+        self._contexts = ContextSizes(num_ctx)
         self._budget = Budget()
         self._clock = clock
         self._single = self.members[0] if len(self.members) == 1 else None
@@ -109,10 +118,9 @@ class BackendPool(Backend):
     # ---- what is answered ----
 
     async def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
-        """Generate, by the first backend that can; the next goes on where one fails."""
+        """Generate, when and where it is the request's turn; the next backend goes on where one fails."""
         targets = await self._targets(request.model)
-        stream = Continuation(request) if len(targets) > 1 else None
-        async with aclosing(self._answer(request, targets, stream)) as events:
+        async with aclosing(self._answer(request, targets, None)) as events:
             async for event in events:
                 yield event
 
@@ -138,43 +146,63 @@ class BackendPool(Backend):
         self, request: ChatRequest, targets: list[Target], stream: Continuation | None
     ) -> AsyncGenerator[ChatEvent, None]:
         """The answer of one of `targets`, or of several in turn, which `stream` joins into one."""
-        attempts = Attempts(targets, self._budget, lambda target: target[0].health.allows(self._clock()))
+        for _, model in targets:
+            self._contexts.ask(model, request.options.get("num_ctx"))
+        attempts = Attempts(targets, self._budget)
         begun = stream is not None and stream.cuts > 0
-        while True:
-            member, model = attempts.current
-            run = self._run(member, self._named(request, model), stream)
-            try:
-                async for event in run:
-                    if not begun:
-                        request.context.headers[BACKEND_HEADER] = member.name
-                        begun = True
-                    yield event
-                return
-            except (UnsupportedError, Diverged) as error:
-                if attempts.first_error is None:
-                    raise
-                logger.info("%s cannot go on with an answer: %s", member.name, error.message)
-                attempts.cannot_go_on()
-            except VeloError as error:
-                if stream is not None and stream.finished:
-                    raise
-                await asyncio.sleep(attempts.after(error, begun=begun))
-                if begun and stream is not None:
+        turn = await self.turns.take(request, {member.name: model for member, model in targets})
+        if stream is None and (len(targets) > 1 or turn.may_make_way):
+            stream = Continuation(request)
+        try:
+            while True:
+                target = self._choice(attempts.choices, turn)
+                attempts.begin(target)
+                try:
+                    async with aclosing(self._run(target, request, stream, turn)) as run:
+                        async for event in run:
+                            if not begun:
+                                request.context.headers[BACKEND_HEADER] = turn.backend
+                                begun = True
+                            yield event
+                    return
+                except Interrupted:
+                    assert stream is not None
                     stream.cut()
-                    request.context.trailer["backend"] = attempts.current[0].name
-                    logger.warning("%s: %s goes on with its answer", error.message, attempts.current[0].name)
-            finally:
-                await run.aclose()
+                    await turn.make_way()
+                    request.context.trailer["preemptions"] = turn.preemptions
+                    attempts.choices = targets
+                    continue
+                except (UnsupportedError, Diverged) as error:
+                    if attempts.first_error is None:
+                        raise
+                    logger.info("%s cannot go on with an answer: %s", turn.backend, error.message)
+                    attempts.cannot_go_on()
+                except VeloError as error:
+                    if stream is not None and stream.finished:
+                        raise
+                    await asyncio.sleep(attempts.after(error, begun=begun))
+                    if begun and stream is not None:
+                        stream.cut()
+                        logger.warning("%s: another backend is to go on with its answer", error.message)
+                await turn.again([member.name for member, _ in attempts.choices])
+                if begun:
+                    request.context.trailer["backend"] = turn.backend
+        finally:
+            turn.end()
 
     async def _run(
-        self, member: Member, request: ChatRequest, stream: Continuation | None
+        self, target: Target, request: ChatRequest, stream: Continuation | None, turn: Turn
     ) -> AsyncGenerator[ChatEvent, None]:
-        """One backend's part of an answer, for the record of its health."""
+        """One backend's part of an answer, for the record of its health, and of its pace."""
+        member, model = target
+        asked = self._named(request, member, model)
+        if turn.may_make_way and stream is not None and stream.obstacle is None:
+            asked = await turn.allow_preemption(member.backend, asked)
         going_on = stream is not None and stream.cuts > 0
         if going_on and stream is not None:
-            events = go_on(member.backend, stream, request=request)
+            events = go_on(member.backend, stream, request=asked)
         else:
-            events = member.backend.chat(request)
+            events = member.backend.chat(asked)
         health, clock = member.health, self._clock
         health.sent(clock())
         if self._watch is not None:
@@ -182,12 +210,13 @@ class BackendPool(Backend):
         first = 0.0
         pieces = 0
         try:
-            async for event in events:
+            async for event in events if turn.interruption is None else turn.interruption.watch(events):
                 pieces += 1
                 health.heard = now = clock()
                 if pieces == 1:
                     first = now
                     self._answered(member)
+                turn.saw(event)
                 if stream is None or going_on:
                     yield event
                     continue
@@ -203,8 +232,9 @@ class BackendPool(Backend):
         else:
             now = clock()
             health.done(now)
+            turn.complete()
             self._budget.earn()
-            self._note_pace(member, request.model, now - first, pieces)
+            self._note_pace(member, asked.model, now - first, pieces)
         finally:
             await events.aclose()
 
@@ -217,23 +247,33 @@ class BackendPool(Backend):
             request.context.headers[BACKEND_HEADER] = member.name
             return result
 
-        return await self._call(request.model, ask)
+        targets = await self._targets(request.model)
+        turn = await self.turns.take(request, {member.name: model for member, model in targets})
+        try:
+            result = await self._call(targets, ask, turn)
+            turn.complete()
+            return result
+        finally:
+            turn.end()
 
     async def count_tokens(self, request: ChatRequest) -> int:
         """Tokens of the prompt."""
+        targets = await self._targets(request.model)
         return await self._call(
-            request.model, lambda member, model: member.backend.count_tokens(self._named(request, model))
+            targets, lambda member, model: member.backend.count_tokens(self._named(request, member, model))
         )
 
     async def tokenize(self, model: str, text: str, *, add_special: bool = False) -> list[int]:
         """Token ids of `text`."""
+        targets = await self._targets(model)
         return await self._call(
-            model, lambda member, name: member.backend.tokenize(name, text, add_special=add_special)
+            targets, lambda member, name: member.backend.tokenize(name, text, add_special=add_special)
         )
 
     async def detokenize(self, model: str, tokens: list[int]) -> str:
         """Text of token ids."""
-        return await self._call(model, lambda member, name: member.backend.detokenize(name, tokens))
+        targets = await self._targets(model)
+        return await self._call(targets, lambda member, name: member.backend.detokenize(name, tokens))
 
     async def models(self) -> list[ModelInfo]:
         """What all of them serve together, and the aliases. Raises only when none of them answers."""
@@ -284,6 +324,7 @@ class BackendPool(Backend):
 
     async def aclose(self) -> None:
         """Close all."""
+        self.turns.close()
         if self._watch is not None:
             await self._watch.aclose()
         for member in self.members:
@@ -313,14 +354,14 @@ class BackendPool(Backend):
             for member in self.members:
                 if member.error is not None:
                     member.refresh_soon()  # it may be back
-            return self._well(found)
+            return self._not_draining(found)
         await self._refresh()
         found = self._known(model)
         if not found:
             await self._refresh(fresh=MISSING_SECONDS)
             found = self._known(model)
         if found:
-            return self._well(found)
+            return self._not_draining(found)
         if self._single is not None and not self._single.only:
             return [(self._single, self._aliases.get(model, model))]
         raise self._missing(model)
@@ -361,10 +402,14 @@ class BackendPool(Backend):
                 return member.error
         return BackendError("no backend answers")
 
-    def _named(self, request: ChatRequest, model: str) -> ChatRequest:
-        tokens = self._num_ctx.get(model) if self._num_ctx else None
-        if tokens is not None and "num_ctx" not in request.options:
-            request = request.replace(options={**request.options, "num_ctx": tokens})
+    def _named(self, request: ChatRequest, member: Member, model: str) -> ChatRequest:
+        """The request with the member's own name for the model, and the context size that all requests for it have."""
+        size = self._contexts.size(model, member.context_length(model))
+        asked = request.options.get("num_ctx")
+        if size is not None and size != asked:
+            request = request.replace(options={**request.options, "num_ctx": size})
+            if asked is not None:
+                request.context.headers[CONTEXT_HEADER] = f"{size}; asked={asked}"
         return request if request.model == model else request.replace(model=model)
 
     # ---- how they fare ----
@@ -377,16 +422,12 @@ class BackendPool(Backend):
                 return
         raise ConfigError(f"no backend is called {name!r}; there are {', '.join(m.name for m in self.members)}")
 
-    def _well(self, found: list[Target]) -> list[Target]:
-        """Those that may have new requests; when that is none, all that are not draining: they may be back."""
-        now = self._clock()
-        well = [target for target in found if target[0].health.allows(now)]
-        if well:
-            return well
+    def _not_draining(self, found: list[Target]) -> list[Target]:
+        """Those that may have new requests, now or when they are well again."""
         left = [target for target in found if not target[0].health.draining]
         if found and not left:
             raise Overloaded("the backends that have this model are being drained", code="draining", retry_after=5)
-        return sorted(left, key=lambda target: target[0].error is not None)
+        return left
 
     def _answered(self, member: Member) -> None:
         if member.error is not None:
@@ -409,12 +450,15 @@ class BackendPool(Backend):
             member.health.slow(self._clock(), f"{member.name} is slow")
             del member.paces[model]
 
-    async def _call(self, model: str, ask: Callable[[Member, str], Awaitable[T]]) -> T:
-        attempts = Attempts(
-            await self._targets(model), self._budget, lambda target: target[0].health.allows(self._clock())
-        )
+    async def _call(
+        self, targets: list[Target], ask: Callable[[Member, str], Awaitable[T]], turn: Turn | None = None
+    ) -> T:
+        """What the first backend says that answers; that of `turn`, where there is one."""
+        attempts = Attempts(targets, self._budget)
         while True:
-            member, name = attempts.current
+            target = self._choice(attempts.choices, turn)
+            attempts.begin(target)
+            member, name = target
             member.health.sent(self._clock())
             if self._watch is not None:
                 self._watch.wake()
@@ -430,3 +474,11 @@ class BackendPool(Backend):
                 member.health.done(self._clock())
                 self._budget.earn()
                 return result
+            if turn is not None:
+                await turn.again([member.name for member, _ in attempts.choices])
+
+    def _choice(self, choices: Sequence[Target], turn: Turn | None) -> Target:
+        if turn is not None:
+            return next(target for target in choices if target[0].name == turn.backend)
+        now = self._clock()
+        return next((target for target in choices if target[0].health.allows(now)), choices[0])

@@ -6,14 +6,16 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
-from typing import Literal, TypeAlias
+
+import attrs
 
 from velollm.backend import Backend
 from velollm.errors import Overloaded, VeloError
-from velollm.messages import ChatRequest, EmbedRequest, RequestContext, Usage
+from velollm.messages import ChatEvent, ChatRequest, EmbedRequest, RequestContext, Usage
 from velollm.routing.affinity import chain_of
+from velollm.routing.interruption import Interruption
 from velollm.routing.placement import placement
-from velollm.scheduling.dispatcher import Dispatcher
+from velollm.scheduling.dispatcher import MOST_PREEMPTIONS, Dispatcher
 from velollm.scheduling.job import BATCH, Job
 from velollm.scheduling.metrics import SchedulingMetrics
 from velollm.scheduling.reading import body_size, conversation_of, prompt_size, read_deadline, read_level
@@ -28,14 +30,12 @@ ASK_AGAIN_SECONDS = 60.0
 FIRST_ASK_SECONDS = 0.5  # so long the first request for a model waits to hear how many slots there are
 CHARACTERS_PER_TOKEN = 4
 
-Concurrency: TypeAlias = int | Literal["auto"] | None
-
 
 class Turns:
     """Hands out turns.
 
-    `concurrency` is how many requests a backend is given at once: a number, `auto` (what it says itself, or else what
-    turns out to be best), or None for any number; `each` and `weights` are by the names of backends. `slo` is the latest
+    `concurrency` is how many requests a backend is given at once: a number, 0 for what it says itself (or else turns
+    out to be best), or None for any number; `each` and `weights` are by the names of backends. `slo` is the latest
     first byte of whatever is not batch work, and `queue_timeout` the longest wait, in seconds.
     """
 
@@ -43,8 +43,8 @@ class Turns:
         self,
         *,
         policy: str = "least-loaded",
-        concurrency: Concurrency = None,
-        each: Mapping[str, Concurrency] = {},
+        concurrency: int | None = None,
+        each: Mapping[str, int] = {},
         weights: Mapping[str, float] = {},
         slo: float | None = None,
         queue_timeout: float | None = None,
@@ -67,11 +67,12 @@ class Turns:
         self._asked: dict[tuple[str, str], float] = {}
         self._asking: set[asyncio.Task[None]] = set()
 
-    def add(self, backend: Backend) -> None:
-        """One more backend."""
+    def add(self, backend: Backend, usable: Callable[[float], bool]) -> None:
+        """One more backend; `usable` says of a time whether it may be given work then."""
         concurrency = self._each.get(backend.name, self._concurrency)
-        limit = UNLIMITED if concurrency is None else None if concurrency == "auto" else concurrency
-        self.scheduler.dispatcher.add_lane(backend.name, limit=limit, weight=self._weights.get(backend.name, 1.0))
+        limit = UNLIMITED if concurrency is None else concurrency or None
+        weight = self._weights.get(backend.name, 1.0)
+        self.scheduler.dispatcher.add_lane(backend.name, limit=limit, weight=weight, usable=usable)
         self._backends[backend.name] = backend
 
     async def take(self, request: ChatRequest | EmbedRequest, targets: Mapping[str, str]) -> Turn:
@@ -159,14 +160,15 @@ class Turns:
 class Turn:
     """A slot at a backend, for one request. Whoever has it calls `end`, whatever happens."""
 
-    __slots__ = ("_complete", "_job", "_load", "_scheduler", "_usage")
+    __slots__ = ("_begun", "_complete", "_job", "_scheduler", "_usage", "interruption")
 
     def __init__(self, scheduler: Scheduler, job: Job) -> None:
         self._scheduler = scheduler
         self._job = job
+        self._begun = False
         self._complete = False
-        self._load: float | None = None
         self._usage: Usage | None = None
+        self.interruption: Interruption | None = None  # of a stream that may have to stop
 
     @property
     def backend(self) -> str:
@@ -174,22 +176,64 @@ class Turn:
         assert self._job.lane is not None
         return self._job.lane
 
-    def answered(self) -> None:
-        """The first event of the answer came."""
-        self._scheduler.answered(self._job)
+    @property
+    def preemptions(self) -> int:
+        """How often it has made way."""
+        return self._job.preemptions
 
-    def complete(self, usage: Usage | None, produced: int) -> None:
-        """The answer is whole. `produced` is about how many tokens it has, where the engine does not say."""
+    @property
+    def may_make_way(self) -> bool:
+        """Whether it is for work that makes way for more urgent work, where it can be continued."""
+        return self._job.level == BATCH
+
+    async def allow_preemption(self, backend: Backend, request: ChatRequest) -> ChatRequest:
+        """Have it make way when need be, if `backend` was proved to go on exactly; the request to send.
+
+        What has to be found out is found out in this turn. An answer in one piece is asked for as a stream: of that,
+        what was said is not lost.
+        """
+        if self._job.preemptions >= MOST_PREEMPTIONS or not await backend.resumes(request.model):
+            return request
+        self._job.preemptible = True
+        self.interruption = Interruption()
+        self._scheduler.on_preemption(self._job, self.interruption.give_way)
+        return request if request.stream else attrs.evolve(request, stream=True, source=None)
+
+    def saw(self, event: ChatEvent) -> None:
+        """An event of the answer came."""
+        if not self._begun:
+            self._begun = True
+            self._scheduler.answered(self._job)
+        if event.usage is not None:
+            self._usage = event.usage
+        self._job.produced += 1  # about one token, until the usage says how many
+
+    def complete(self) -> None:
+        """The answer is whole."""
         self._complete = True
-        self._job.produced = produced if usage is None else usage.completion_tokens
-        if usage is not None and usage.timings is not None:
-            self._load = usage.timings.load
+        usage = self._usage
+        if usage is not None:
+            self._job.produced = max(usage.completion_tokens, self._job.before)
+            self._job.prompt_used = max(0, usage.prompt_tokens - (usage.cached_tokens or 0))
 
-    async def again(self, avoid: Sequence[str]) -> None:
-        """Wait for another turn, elsewhere than at `avoid` if possible. Raises `Overloaded`."""
-        self._job.avoid = frozenset(avoid)
+    async def again(self, choices: Sequence[str]) -> None:
+        """Wait for another turn, at one of `choices`. Raises `Overloaded`."""
+        self._stop()
+        self._job.avoid = frozenset(self._job.targets) - frozenset(choices)
         await self._scheduler.retake(self._job)
+
+    async def make_way(self) -> None:
+        """Give the slot to more urgent work, and wait for the next turn."""
+        self._stop()
+        await self._scheduler.retake(self._job, preempted=True)
 
     def end(self) -> None:
         """Give the slot back."""
-        self._scheduler.done(self._job, complete=self._complete, load=self._load)
+        timings = None if self._usage is None else self._usage.timings
+        load = None if timings is None else timings.load
+        self._scheduler.done(self._job, complete=self._complete, load=load)
+
+    def _stop(self) -> None:
+        self._begun = False
+        self._job.preemptible = False
+        self.interruption = None

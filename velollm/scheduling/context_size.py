@@ -11,7 +11,7 @@ MOST_MODELS = 256
 
 
 class ContextSizes:
-    """`fixed` are the sizes that the settings name, in tokens; for other models, the largest asked for so far counts."""
+    """`fixed` are the sizes of the settings, in tokens; for other models, the largest asked for so far counts."""
 
     def __init__(self, fixed: Mapping[str, int]) -> None:
         self._fixed = dict(fixed)

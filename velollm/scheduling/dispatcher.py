@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import Protocol, TypeAlias
 
@@ -108,9 +108,16 @@ class Dispatcher:
 
     # ---- backends ----
 
-    def add_lane(self, name: str, *, limit: int | None = None, weight: float = 1.0) -> Lane:
-        """One more backend."""
-        lane = self.lanes[name] = Lane(name, limit=limit, weight=weight, quantum=self._quantum)
+    def add_lane(
+        self,
+        name: str,
+        *,
+        limit: int | None = None,
+        weight: float = 1.0,
+        usable: Callable[[float], bool] = lambda now: True,
+    ) -> Lane:
+        """One more backend; see `Lane`."""
+        lane = self.lanes[name] = Lane(name, limit=limit, weight=weight, quantum=self._quantum, usable=usable)
         return lane
 
     # ---- the life of a job ----
@@ -119,7 +126,7 @@ class Dispatcher:
         """`job` has come. Raises `Overloaded` when it is refused at once; the steps may concern others as well."""
         job.queued = now
         job.expected_tokens = self._expect(job)
-        lanes = self._lanes(job)
+        lanes = self._lanes(job, now)
         self.placement.prepare(job, lanes)
         self.counters.enter(job.tenant)
         try:
@@ -169,6 +176,7 @@ class Dispatcher:
         self._free(job, self._lane(job), now)
         if preempted:
             job.preemptions += 1
+            job.pinned = job.lane
             self.preemptions += 1
         if job.answered is not None:  # its client has seen it begin
             job.expires = job.deadline = job.answered = None
@@ -215,10 +223,10 @@ class Dispatcher:
         From the time for which slots are held: what runs and what comes before it, over the slots. Tenants take turns,
         so that of another one's work only as much counts as it will be served until then.
         """
-        lanes = self._lanes(job)
+        lanes = self._lanes(job, now)
         slots = sum(lane.capacity(job.targets[lane.name]) for lane in lanes)
         held = sum(lane.pace(other.model).remaining(other, now) for lane in lanes for other in lane.running)
-        return (held + self._ahead(job, lanes)) / max(slots, 1)
+        return (held + self._ahead(job, lanes, now)) / max(slots, 1)
 
     # ---- inside: the queue ----
 
@@ -278,13 +286,15 @@ class Dispatcher:
         assert job.lane is not None
         return self.lanes[job.lane]
 
-    def _lanes(self, job: Job) -> list[Lane]:
+    def _lanes(self, job: Job, now: float) -> list[Lane]:
         """The backends it may go to: those that are open and have not failed it, or else the rest."""
-        known = [self.lanes[name] for name in job.targets if name in self.lanes]
+        known = [self.lanes[name] for name in job.targets]
         if len(known) == 1:
             return known
+        if job.pinned is not None and self.lanes[job.pinned].usable(now) and job.pinned not in job.avoid:
+            return [self.lanes[job.pinned]]
         fresh = [lane for lane in known if lane.name not in job.avoid] or known
-        return [lane for lane in fresh if lane.open] or fresh
+        return [lane for lane in fresh if lane.usable(now)] or fresh
 
     def _has_room(self) -> bool:
         return any(lane.has_room(model) for lane in self.lanes.values() for model in self.waiting.models)
@@ -314,7 +324,7 @@ class Dispatcher:
             free = [lane for lane in free if self._may_age(lane, now)]
         if not free:
             return None
-        lane = self.placement.choose(job, free, self._lanes(job), now)
+        lane = self.placement.choose(job, free, self._lanes(job, now), now)
         if lane is not None:
             job.model = job.targets[lane.name]
         return lane
@@ -323,7 +333,7 @@ class Dispatcher:
         """Where it could start at once, those first that need not load its model."""
         free = [
             lane
-            for lane in self._lanes(job)
+            for lane in self._lanes(job, now)
             if lane.has_room(job.targets[lane.name]) and self._may_load(job, lane, now)
         ]
         if len(free) > 1:
@@ -353,7 +363,8 @@ class Dispatcher:
     def _start(self, job: Job, lane: Lane, now: float) -> None:
         job.state = "running"
         job.preempting = False
-        job.charged = job.cost(job.expected_tokens)
+        job.before = job.produced
+        job.charged = job.expected_cost
         self.counters.charge(job.tenant, job.charged)
         if job.aged:
             lane.last_aged = now
@@ -362,7 +373,7 @@ class Dispatcher:
 
     def _free(self, job: Job, lane: Lane, now: float) -> None:
         lane.end(job, now)
-        self.counters.charge(job.tenant, job.cost(job.produced) - job.charged)
+        self.counters.charge(job.tenant, job.cost - job.charged)
         if job.preempting:
             self._preempting -= 1
             job.preempting = False
@@ -390,7 +401,7 @@ class Dispatcher:
                 continue  # it waits for its home
             victims = [
                 running
-                for lane in self._lanes(job)
+                for lane in self._lanes(job, now)
                 if not any(lane.pace(other.model).remaining(other, now) < SOON for other in lane.running)
                 for running in lane.running
                 if _may_be_preempted(running)
@@ -403,7 +414,7 @@ class Dispatcher:
 
     # ---- inside: what is worth waiting for ----
 
-    def _ahead(self, job: Job, lanes: Sequence[Lane]) -> float:
+    def _ahead(self, job: Job, lanes: Sequence[Lane], now: float) -> float:
         """Seconds of slots for the work that comes before `job`."""
         names = {lane.name for lane in lanes}
         turn = self.counters[job.tenant]
@@ -413,23 +424,23 @@ class Dispatcher:
             if other is job or other.level > job.level or names.isdisjoint(other.targets):
                 continue
             if other.level < job.level:
-                seconds += self._hold(other)
+                seconds += self._hold(other, now)
             elif other.tenant != job.tenant:
                 others.setdefault(other.tenant, []).append(other)
             elif job.state == "new" or other.queued <= job.queued:
-                seconds += self._hold(other)
-                turn += other.cost(other.expected_tokens)
+                seconds += self._hold(other, now)
+                turn += other.expected_cost
         for tenant, queue in others.items():
             served = self.counters[tenant]
             for other in queue:
                 if served > turn:
                     break
-                seconds += self._hold(other)
-                served += other.cost(other.expected_tokens)
+                seconds += self._hold(other, now)
+                served += other.expected_cost
         return seconds
 
-    def _hold(self, job: Job) -> float:
-        lane = self._lanes(job)[0]
+    def _hold(self, job: Job, now: float) -> float:
+        lane = self._lanes(job, now)[0]
         return lane.pace(job.targets[lane.name]).hold(job.prompt_tokens, job.expected_tokens)
 
     def _first_byte(self, job: Job, lanes: Sequence[Lane]) -> float:
@@ -459,7 +470,7 @@ class Dispatcher:
 
     def _unreachable(self, job: Job, now: float) -> Overloaded:
         assert job.deadline is not None
-        first = now + self.wait_seconds(job, now) + self._first_byte(job, self._lanes(job))
+        first = now + self.wait_seconds(job, now) + self._first_byte(job, self._lanes(job, now))
         return Overloaded(
             f"the first token would come in {first - now:.1f} s, later than it is wanted",
             code="deadline_unreachable",

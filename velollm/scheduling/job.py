@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Final, Literal, TypeAlias
 
 import attrs
@@ -27,7 +26,7 @@ class Job:
     `targets` maps each backend that has the model to its own name for it. `deadline` is the latest first byte,
     `expires` the latest start. `conversation` is what keeps its order. `prefix` is the hash chain of the leading blocks
     of its prompt, of which those before `shared` (system prompt, tools) belong to many conversations; `block_tokens` is
-    the length of the prompt up to each.
+    the length of the prompt up to each. A `pinned` job goes on where it was while that backend is open.
     """
 
     targets: Mapping[str, str]
@@ -54,19 +53,26 @@ class Job:
     granted: float = 0.0
     answered: float | None = None
     produced: int = 0
+    before: int = 0  # of these, what it had produced when it started last
+    prompt_used: int | None = None  # tokens of the prompt that were computed, as the engine says
     expected_tokens: int = 0
     charged: float = 0.0
     aged: bool = False
     preemptions: int = 0
     preempting: bool = False
+    pinned: str | None = None
     home: str | None = None
     saves: int = 0  # tokens of prefill that `home` has done already
     patience: float = 0.0
     switches: str | None = None  # the model that the lane had before
 
-    def cost(self, output: int) -> float:
-        """What it is charged for `output` generated tokens, in prompt tokens."""
-        return self.prompt_tokens + OUTPUT_WEIGHT * output
+    @property
+    def expected_cost(self) -> float:
+        """What it is charged when it starts, in tokens of a prompt."""
+        return self.prompt_tokens + OUTPUT_WEIGHT * self.expected_tokens
 
-
-NO_TARGETS: Final[Mapping[str, str]] = MappingProxyType({})
+    @property
+    def cost(self) -> float:
+        """What it has cost since it started."""
+        prompt = self.prompt_tokens if self.prompt_used is None else self.prompt_used
+        return prompt + OUTPUT_WEIGHT * (self.produced - self.before)

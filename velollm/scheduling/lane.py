@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import inf
 
 from velollm.scheduling.job import Job
@@ -17,15 +18,17 @@ MOST_MODELS = 256
 class Lane:
     """One backend. `limit` is how many requests it is given at once: a number, or None to learn it for each model.
 
-    `weight` is its share where the policy goes by weights. A lane that is not `open` (down, draining) is given work
-    only when nothing else has the model.
+    `weight` is its share where the policy goes by weights. While it is not `usable` (down, draining), which is a
+    question of time, it is given work only when nothing else has the model.
     """
 
-    def __init__(self, name: str, *, limit: int | None, weight: float, quantum: float) -> None:
+    def __init__(
+        self, name: str, *, limit: int | None, weight: float, quantum: float, usable: Callable[[float], bool]
+    ) -> None:
         self.name = name
         self.limit = limit
         self.weight = weight
-        self.open = True
+        self.usable = usable
         self.running: dict[Job, None] = {}
         self.by_model: dict[str, int] = {}
         self.tokens = 0.0  # expected tokens of what runs here, those of prompts and answers
@@ -91,9 +94,10 @@ class Lane:
     def learn(self, job: Job, now: float, load: float) -> None:
         """A whole answer was given: measure, without the `load` seconds that the engine loaded the model."""
         held = max(0.0, now - job.granted - load)
-        self.pace(job.model).ended(held, job.prompt_tokens, job.produced)
+        produced = job.produced - job.before
+        self.pace(job.model).ended(held, job.prompt_tokens, produced)
         if self.limit is None and job.model not in self.slots:
-            seconds = held / work(job.prompt_tokens, job.produced)
+            seconds = held / work(job.prompt_tokens, produced)
             self._adaptive(job.model).sample(seconds, self.by_model.get(job.model, 0))
 
     def _adaptive(self, model: str) -> AdaptiveLimit:

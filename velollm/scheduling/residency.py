@@ -20,7 +20,7 @@ MOST_MODELS = 256
 
 
 class Residency:
-    """The models of one backend. `quantum` is in seconds."""
+    """The models of one backend. `quantum` is in seconds; with 0, models change as requests come."""
 
     __slots__ = ("_pairs", "_used", "current", "quantum", "since")
 
@@ -33,7 +33,7 @@ class Residency:
 
     def apart(self, one: str, other: str, now: float) -> bool | None:
         """Whether loading one unloads the other; None when it is not known."""
-        if one == other:
+        if one == other or not self.quantum:
             return False
         verdict = self._pairs.get(frozenset((one, other)))
         if verdict is None or now - verdict[1] > BELIEVED:

@@ -51,13 +51,6 @@ class Scheduler:
         """What to call when `job`, which is running, is to make way; it answers with `retake`."""
         self._victims[job] = give_way
 
-    def set_open(self, name: str, is_open: bool) -> None:
-        """A backend went down, or came back."""
-        lane = self.dispatcher.lanes.get(name)
-        if lane is not None and lane.open != is_open:
-            lane.open = is_open
-            self._do(self.dispatcher.dispatch(self.clock()))
-
     def set_slots(self, name: str, model: str, slots: int | None) -> None:
         """How many requests for `model` a backend works on at once, as it says itself; None when it does not."""
         lane = self.dispatcher.lanes[name]

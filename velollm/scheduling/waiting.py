@@ -98,9 +98,7 @@ class WaitingRoom:
         highest = self.highest()
         if highest is None:
             return []
-        heads = (
-            next(iter(queue)) for level in self._levels[highest + 1 :] for queue in level.values()
-        )
+        heads = (next(iter(queue)) for level in self._levels[highest + 1 :] for queue in level.values())
         return sorted((job for job in heads if job.queued <= before), key=lambda job: job.queued)
 
     def check_integrity(self) -> None:

@@ -37,6 +37,7 @@ class ServerApp:
         self.settings = settings
         self.pool = pool
         self.metrics = metrics
+        metrics.registry.register(pool.turns.metrics)
         self.backend: Backend = ObserveLayer(AdmissionLayer(build(pool, settings, metrics)), metrics)
         recent = RecentRequests()
         dashboard = Dashboard(pool, metrics, recent)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from velollm.backend import Backend, Limits, open_backend
 from velollm.config import BackendSettings, Settings
 from velollm.errors import ConfigError
-from velollm.routing import BackendPool
+from velollm.routing import BackendPool, Turns
 
 __all__ = ["open_pool"]
 
@@ -32,8 +32,22 @@ def open_pool(
     for one in settings.backends:
         aliases.update(one.aliases)
     own = {backend.name for backend in embedded}
+    each = {backend.name: one.concurrency for one, backend in opened if one.concurrency is not None}
+    scheduling = settings.scheduling
+    turns = Turns(
+        policy=settings.routing.policy,
+        concurrency=settings.defaults.concurrency,
+        each=each,
+        weights={backend.name: one.weight for one, backend in opened},
+        slo=scheduling.slo,
+        queue_timeout=scheduling.queue_timeout,
+        max_queue=scheduling.max_queue,
+        ageing=scheduling.ageing,
+        quantum=scheduling.model_quantum,
+    )
     return BackendPool(
         backends,
+        turns=turns,
         aliases=aliases,
         only={backend.name: one.models for one, backend in opened if one.models},
         num_ctx={name: one.num_ctx for name, one in settings.models.items() if one.num_ctx and name not in own},
