@@ -22,8 +22,8 @@ def read_urgency(context: RequestContext, extra: Mapping[str, Any], key: Key | N
     `extra` is the body beside the fields that all know (vLLM's `priority`: below 0 is more urgent). The deadline is
     the latest first byte, on the clock of `context.marks`, counted from `received` (`now`, where that is not known).
     """
-    asked = _header(context.client_headers) or _body(extra) or context.priority
-    context.priority = _allowed(asked, key)
+    if context.priority is None or key is not None:  # what was allowed already stays
+        context.priority = _allowed(_header(context.client_headers) or _body(extra) or context.priority, key)
     text = context.client_headers.get(DEADLINE_HEADER)
     if text is not None:
         deadline = context.marks.get("received", now) + _milliseconds(text) / 1000

@@ -9,6 +9,7 @@ from time import monotonic
 
 import attrs
 
+from velollm.admission.urgency import read_urgency
 from velollm.backend import Backend
 from velollm.errors import Overloaded, VeloError
 from velollm.messages import ChatEvent, ChatRequest, EmbedRequest, RequestContext, Usage
@@ -16,9 +17,9 @@ from velollm.routing.affinity import chain_of
 from velollm.routing.interruption import Interruption
 from velollm.routing.placement import placement
 from velollm.scheduling.dispatcher import MOST_PREEMPTIONS, Dispatcher
-from velollm.scheduling.job import BATCH, Job
+from velollm.scheduling.job import BATCH, LEVELS, Job
 from velollm.scheduling.metrics import SchedulingMetrics
-from velollm.scheduling.reading import body_size, conversation_of, prompt_size, read_deadline, read_level
+from velollm.scheduling.reading import body_size, conversation_of, prompt_size
 from velollm.scheduling.scheduler import Scheduler
 
 __all__ = ["Turn", "Turns"]
@@ -105,9 +106,11 @@ class Turns:
 
     def _job(self, request: ChatRequest | EmbedRequest, targets: Mapping[str, str]) -> Job:
         now = self._clock()
-        level = read_level(request)
-        job = Job(targets=targets, level=level, tenant=request.context.tenant, arrival=now)
-        job.deadline = self._deadline(request.context, level, now)
+        context = request.context
+        read_urgency(context, request.extra, None, now)
+        level = LEVELS.index(context.priority or "normal")
+        job = Job(targets=targets, level=level, tenant=context.tenant, arrival=now)
+        job.deadline = self._deadline(context, level, now)
         if self._queue_timeout is not None:
             job.expires = now + self._queue_timeout
         if isinstance(request, EmbedRequest):
@@ -127,7 +130,7 @@ class Turns:
         return job
 
     def _deadline(self, context: RequestContext, level: int, now: float) -> float | None:
-        own = read_deadline(context, now)
+        own = context.deadline
         if self._slo is None or level == BATCH:
             return own
         latest = context.marks.get("received", now) + self._slo
