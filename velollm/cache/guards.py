@@ -7,7 +7,7 @@ Similarity plays no part here. A refusal names the guard and the words, so that 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import attrs
 
@@ -97,11 +97,18 @@ def _articles(a: Form, b: Form, common: frozenset[str]) -> Refusal | None:
     """`a president` is not `the president`, where both say which."""
     if common & _LOOSE_ARTICLE:
         return None
-    mine = {noun: article for article, noun in a.articles}
-    for article, noun in b.articles:
-        if mine.get(noun, article) != article:
-            return Refusal(guard="article", detail=f"{mine[noun]}/{article} {noun}")
+    mine, theirs = _by_noun(a.articles), _by_noun(b.articles)
+    for noun in sorted(mine.keys() & theirs.keys()):
+        if mine[noun] != theirs[noun]:
+            return Refusal(guard="article", detail=f"{'/'.join(sorted(mine[noun] ^ theirs[noun]))} {noun}".strip())
     return None
+
+
+def _by_noun(articles: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for article, noun in articles:
+        found.setdefault(noun, set()).add(article)
+    return found
 
 
 def _number(a: Form, b: Form, common: frozenset[str]) -> Refusal | None:
