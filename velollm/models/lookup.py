@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from velollm.errors import ConfigError
 from velollm.models.folder import InstalledModel, find_own, list_own
+from velollm.models.ollama import list_models, resolve
 
 __all__ = ["find", "is_path", "list_installed"]
 
@@ -27,8 +25,7 @@ def find(name: str, folder: Path | None = None, *, ollama: Path | None = None) -
     own = find_own(name, folder)
     if own is not None:
         return own.path
-    store = _ollama_store()
-    return None if store is None else store.resolve(name, ollama)
+    return resolve(name, ollama)
 
 
 def is_path(name: str) -> bool:
@@ -38,13 +35,8 @@ def is_path(name: str) -> bool:
 
 def list_installed(folder: Path | None = None, *, ollama: Path | None = None) -> list[InstalledModel]:
     """Every model on this machine: those of `folder` first, then those in the store of Ollama."""
-    store = _ollama_store()
     stored = [
         InstalledModel(name=model.name, path=model.path, size=model.size, source="ollama")
-        for model in (store.list_models(ollama) if store is not None else ())
+        for model in list_models(ollama)
     ]
     return [*list_own(folder), *stored]
-
-
-def _ollama_store() -> Any:
-    return import_module("velollm.ollama_store") if find_spec("velollm.ollama_store") else None
