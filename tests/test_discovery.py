@@ -126,6 +126,7 @@ async def test_a_silent_server_does_not_hold_up_the_search() -> None:
         ("llamacpp", "http://gpu:8080", "llamacpp://gpu:8080"),
         ("vllm", "http://gpu:8000", "openai+http://gpu:8000/v1"),
         ("openai", "https://gpu/prefix", "openai+https://gpu/prefix/v1"),
+        ("ollama", "https://gpu/prefix", "ollama+https://gpu/prefix"),
     ],
 )
 def test_the_url_of_a_backend(kind: Any, url: str, expected: str) -> None:

@@ -10,6 +10,7 @@ from support.asgi import Client, ask, until
 from support.backend import ScriptedBackend
 
 from velollm import VeloLLM
+from velollm.backend import HttpRequest, HttpResponse
 from velollm.errors import BackendProtocolError, BackendTimeout, Overloaded
 
 pytestmark = pytest.mark.anyio
@@ -240,6 +241,35 @@ async def test_models_tokens_and_embeddings() -> None:
     embedded = await ask(app, "POST", "/v1/embeddings", {"model": "tiny", "input": ["a", "b"]})
     assert embedded.json["data"][1]["embedding"] == [1.0, 0.5, -1.0]
     assert (await ask(app, "POST", "/v1/messages/count_tokens", QUESTION)).json == {"input_tokens": 1}
+
+
+class Asked(ScriptedBackend):
+    """An Ollama that knows the model `theirs`."""
+
+    async def forward(self, request: HttpRequest) -> HttpResponse:
+        response = await super().forward(request)
+        if b"theirs" not in bytes(request.body):  # type: ignore[arg-type]
+            response.status = 404
+        return response
+
+
+async def test_show_asks_the_engine_first() -> None:
+    backend = Asked(dialects=frozenset({"ollama"}))
+    app = VeloLLM(backend=backend)
+    theirs = await ask(app, "POST", "/api/show", {"model": "theirs"})
+    assert theirs.text.endswith('{"status":"success"}\n')
+    ours = await ask(app, "POST", "/api/show", {"model": "", "name": "tiny"})
+    assert ours.json["model_info"]["unknown.context_length"] == 4096
+    assert (await ask(app, "POST", "/api/show", {"model": "nobodys"})).status == 404
+    assert (await ask(app, "POST", "/api/show", {})).status == 400
+    assert len(backend.forwarded) == 3
+
+
+async def test_a_load_is_answered_in_ollamas_words() -> None:
+    backend = ScriptedBackend([])
+    for body, word in (({}, "load"), ({"keep_alive": 0}, "unload")):
+        answer = await ask(VeloLLM(backend=backend), "POST", "/api/generate", {"model": "tiny", **body})
+        assert (answer.json["done"], answer.json["done_reason"], answer.json["response"]) == (True, word, "")
 
 
 async def test_request_ids_are_kept_or_made() -> None:

@@ -56,6 +56,8 @@ class Found:
         scheme, _, rest = self.url.partition("://")
         if scheme == "http" and self.kind in SCHEMES:
             return f"{SCHEMES[self.kind]}://{rest}"
+        if self.kind == "ollama":
+            return f"ollama+{self.url}"
         return f"openai+{self.url}/v1"
 
 

@@ -26,7 +26,7 @@ from velollm.errors import (
     VeloError,
 )
 from velollm.exchange import Exchange
-from velollm.forward import forward
+from velollm.forward import forward, forward_known
 from velollm.messages import ChatEvent, ChatRequest, Collector, ModelInfo
 from velollm.prompts import answer_prompts
 
@@ -261,13 +261,12 @@ async def _tags(door: Door, exchange: Exchange) -> None:
 
 
 async def _show(door: Door, exchange: Exchange) -> None:
-    if await _speaks_ollama(door):
-        await forward(door, exchange)
-        return
     await exchange.read(door.max_body)
     name = exchange.payload.get("model") or exchange.payload.get("name")
     if not isinstance(name, str):
         raise RequestError("model is missing: send the name of the model to show", param="model")
+    if await _speaks_ollama(door) and await forward_known(door, exchange):
+        return
     await exchange.json(ollama.render_show(await door.find_model(name)))
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from velollm.door import Door
     from velollm.exchange import Exchange
 
-__all__ = ["forward"]
+__all__ = ["forward", "forward_known"]
 
 # Up to here a body is read before it is sent on, so that the client can be watched meanwhile; a larger one streams.
 SMALL_BODY = 1 << 20
@@ -41,6 +41,20 @@ async def forward(door: Door, exchange: Exchange) -> None:
         request.body = b"".join([piece async for piece in _pieces(exchange.receive)])
     with DisconnectWatch(exchange.receive):
         await _relay(exchange, await door.backend.forward(request))
+
+
+async def forward_known(door: Door, exchange: Exchange) -> bool:
+    """Pass on a request whose body has been read; False, and nothing is answered, when the backend says 404."""
+    headers = [(name, value) for name, value in exchange.scope["headers"] if name in PASSED]
+    target = _target(exchange.scope, exchange.path)
+    request = HttpRequest(method=exchange.scope["method"], target=target, headers=headers, body=exchange.body)
+    with DisconnectWatch(exchange.receive):
+        response = await door.backend.forward(request)
+        if response.status == 404:
+            await response.body.aclose()
+            return False
+        await _relay(exchange, response)
+    return True
 
 
 async def _relay(exchange: Exchange, response: HttpResponse) -> None:

@@ -17,6 +17,17 @@ from velollm.api.anthropic import (
     render_model,
     render_models,
 )
+from velollm.api.ollama import (
+    Chat,
+    Embed,
+    Generate,
+    LegacyEmbeddings,
+    render_ps,
+    render_show,
+    render_tags,
+    render_version,
+)
+from velollm.api.ollama import render_error as render_ollama_error
 from velollm.api.openai import ChatCompletions, Completions, Embeddings
 from velollm.api.openai import render_error as render_openai_error
 from velollm.api.openai import render_model as render_openai_model
@@ -41,6 +52,10 @@ PARSERS: dict[str, Any] = {
     "MessagesRequest": Messages().parse,
     "CountTokensRequest": parse_count_tokens,
     "ResponsesRequest": Responses().parse,
+    "OllamaChatRequest": Chat().parse,
+    "OllamaGenerateRequest": Generate().parse,
+    "OllamaEmbedRequest": lambda payload, body, context: Embed().parse(payload, context),
+    "OllamaEmbeddingsRequest": lambda payload, body, context: LegacyEmbeddings().parse(payload, context),
 }
 
 
@@ -111,6 +126,12 @@ GOOD: list[tuple[str, dict[str, Any]]] = [
     ("ResponsesRequest", {"input": [{"role": "user", "content": [{"type": "input_text", "text": "x"}]}]}),
     ("ResponsesRequest", {**RESPONSES, "tools": [FLAT_TOOL], "tool_choice": "required"}),
     ("ResponsesRequest", {**RESPONSES, "previous_response_id": None, "background": False, "store": True}),
+    ("OllamaChatRequest", CHAT),
+    ("OllamaChatRequest", {"model": "m", "messages": [], "keep_alive": 0}),
+    ("OllamaChatRequest", {**CHAT, "tools": [TOOL], "options": None, "format": {}, "think": "high", "stream": False}),
+    ("OllamaGenerateRequest", {"model": "m", "prompt": "a", "system": "", "keep_alive": "5m", "raw": True}),
+    ("OllamaEmbedRequest", {"model": "m", "input": ["a", "b"], "dimensions": 5}),
+    ("OllamaEmbeddingsRequest", {"model": "m", "prompt": "a"}),
 ]  # fmt: skip
 BAD: list[tuple[str, dict[str, Any]]] = [
     ("ChatCompletionRequest", {}),
@@ -136,6 +157,13 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("ResponsesRequest", {**RESPONSES, "tools": [{"type": "web_search"}]}),
     ("ResponsesRequest", {**RESPONSES, "tool_choice": "required"}),
     ("ResponsesRequest", {"input": [{"type": "item_reference", "id": "x"}]}),
+    ("OllamaChatRequest", {"messages": [TURN]}),
+    ("OllamaChatRequest", {**CHAT, "messages": [{"role": "wizard"}]}),
+    ("OllamaChatRequest", {**CHAT, "messages": [{"role": "user", "content": []}]}),
+    ("OllamaChatRequest", {**CHAT, "format": "yaml"}),
+    ("OllamaChatRequest", {**CHAT, "think": "very"}),
+    ("OllamaGenerateRequest", {"model": "m", "prompt": 5}),
+    ("OllamaEmbedRequest", {"model": "m", "input": [[1]]}),
 ]
 
 
@@ -159,6 +187,8 @@ def test_what_the_schema_forbids_is_refused(name: str, payload: dict[str, Any]) 
         (Completions(), {"prompt": "a"}, "Completion"),
         (Messages(), {**MESSAGES, "thinking": {"type": "adaptive"}}, "Message"),
         (Responses(), RESPONSES, "Response"),
+        (Chat(), CHAT, "OllamaChat"),
+        (Generate(), {"model": "m", "prompt": "a"}, "OllamaGenerate"),
     ],
 )
 @pytest.mark.parametrize("finish", ["stop", "length", "tool_calls", "content_filter"])
@@ -188,5 +218,11 @@ def test_other_answers_fit_their_schemas() -> None:
         "Models": render_openai_models([model]),
         "Error": render_openai_error(error, "req_1"),
         "Embeddings": Embeddings().render(Embeddings().parse(asked, RequestContext()), asked, vectors),
+        "OllamaEmbed": Embed().render(Embed().parse({"model": "m", **asked}, RequestContext()), asked, vectors),
+        "OllamaModels": render_tags([model]),
+        "OllamaShow": render_show(model),
+        "OllamaVersion": render_version(),
+        "OllamaError": render_ollama_error(error, "req_1"),
     }.items():
         validator(name).validate(body)
+    validator("OllamaModels").validate(render_ps([model]))

@@ -86,6 +86,10 @@ class Member:
         if asking is not None:
             await asyncio.shield(asking)
 
+    def forget(self) -> None:
+        """Ask for the list anew at the next occasion."""
+        self._asked = None
+
     def refresh_soon(self, *, fresh: float | None = None) -> asyncio.Task[None] | None:
         """The same in the background: the question that is on its way, or None when the list is fresh enough."""
         fresh = self._fresh if fresh is None else fresh

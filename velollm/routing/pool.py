@@ -31,6 +31,7 @@ from velollm.messages import ChatEvent, ChatRequest, Embeddings, EmbedRequest, M
 from velollm.routing.attempts import Attempts, Budget
 from velollm.routing.interruption import Interrupted
 from velollm.routing.member import Member, same_model
+from velollm.routing.passed_on import model_of, pass_on
 from velollm.routing.turns import Turn, Turns
 from velollm.routing.watch import Watch
 from velollm.scheduling.context_size import ContextSizes
@@ -301,8 +302,10 @@ class BackendPool(Backend):
         if not speakers and self._single is None:
             path = request.target.partition("?")[0]
             raise PathNotFound(f"{path} is not known here, and no backend speaks {dialect.capitalize()}'s API")
-        member = next((m for m in speakers if m.error is None), speakers[0] if speakers else self.members[0])
-        return await member.backend.forward(request)
+        model = model_of(request)
+        having = [m for m in speakers if model and m.find(model) is not None] or speakers or self.members[:1]
+        member = next((m for m in having if m.error is None), having[0])
+        return await pass_on(member, request)
 
     # ---- all of them ----
 

@@ -17,8 +17,8 @@ FOREVER = "2318-01-01T00:00:00.000000Z"  # a model that no clock unloads
 
 
 def render_tags(models: list[ModelInfo]) -> JSON:
-    """The answer of `GET /api/tags`."""
-    return {"models": [{**_head(model), "modified_at": rfc3339(model.created), **_body(model)} for model in models]}
+    """The answer of `GET /api/tags`. What an Ollama itself said of a model is told as it said it."""
+    return {"models": [_listed(model) for model in models]}
 
 
 def render_ps(models: list[ModelInfo]) -> JSON:
@@ -57,6 +57,13 @@ def render_show(model: ModelInfo) -> JSON:
 def render_version() -> JSON:
     """The answer of `GET /api/version`."""
     return {"version": API_VERSION}
+
+
+def _listed(model: ModelInfo) -> JSON:
+    own = model.extra.get("ollama")
+    if isinstance(own, dict):
+        return {**own, **_head(model)}
+    return {**_head(model), "modified_at": rfc3339(model.created), **_body(model)}
 
 
 def _head(model: ModelInfo) -> JSON:

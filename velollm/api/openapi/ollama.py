@@ -28,7 +28,7 @@ def schemas() -> JSON:
 
 
 def _requests() -> JSON:
-    think = one_of(BOOL, enum("low", "medium", "high"))
+    think = one_of(BOOL, enum("low", "medium", "high", "max"))
     shared = {
         "stream": BOOL,
         "format": one_of(enum("json"), ANY_OBJECT),
