@@ -22,8 +22,9 @@ _VALUE_END = re.compile(
     r"(?P<close></(?:\w+[_:])??arg_value>)|(?P<next><(?:\w+[_:])??arg_key>)|(?P<call></(?:\w+[_:])??tool_call>)"
 )
 _AFTER_VALUE = re.compile(
-    r"\s*(?:$|<(?:\w+[_:])??arg_key>|</(?:\w+[_:])??tool_calls?>|<[|｜]|<(?:\w+[_:])??tool_call>|</?\w+>)"
+    r"\s*(?:$|<(?:\w+[_:])??arg_key>|</(?:\w+[_:])??tool_calls?\b|<[|｜]|<(?:\w+[_:])??tool_call>|</?\w+>)"
 )
+_CALL_CLOSE = re.compile(r"</(?:\w+[_:])??tool_call\b|<[|｜][^|｜<>\n]{1,60}end[|｜]>")
 _SPACE = re.compile(r"\s*")
 
 
@@ -42,6 +43,9 @@ def read_pairs(source: Source, pos: int, call: WrittenCall) -> int:
         at = space.end() if space else pos
         opening = KEY_OPEN.match(text, at, limit)
         if opening is None:
+            if not _CALL_CLOSE.match(text, at, limit):
+                call.supplied += 1
+                call.repairs.add("missing_tag")
             return pos
         key_end = _KEY_END.search(text, opening.end(), min(limit, opening.end() + 400))
         if key_end is None:

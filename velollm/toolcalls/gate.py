@@ -15,7 +15,17 @@ from __future__ import annotations
 
 import re
 
-from velollm.toolcalls.markers import BACKTICK_REACH, MARK, OBJECT_HEAD, TRIGGER, is_partial, may_follow
+from velollm.toolcalls.markers import (
+    BACKTICK_REACH,
+    LIST_HEAD,
+    MARK,
+    OBJECT_HEAD,
+    TRIGGER,
+    is_partial,
+    may_follow,
+    opens_list,
+    starts_line,
+)
 from velollm.toolcalls.prose import ends_sentence
 from velollm.toolcalls.tools import ToolSet
 
@@ -30,7 +40,6 @@ _REACH = 512  # no decision looks further than this over white space, so that no
 _QUOTES = "\"'“‘`"
 _SPACE = re.compile(r"[ \t]*")
 _OBJECT_MAYBE = re.compile(r"\{\s*(?:[A-Za-z_$][\w$\-]*\s*[\"']?\s*)?$")
-_LIST_HEAD = re.compile(r"\[\s*(?:\{|\[\s*\{)")
 _LIST_MAYBE = re.compile(r"\[[\s\[]*(?:[A-Za-z_][\w.\-]*)?$")
 _LIST_CALL = re.compile(r"\[\s*([A-Za-z_][\w.\-]*)\(")
 _SIGNALS = frozenset({"tool_code", "tool_call", "tool_calls", "tool_use", "function_call", "tool"})
@@ -50,10 +59,12 @@ class Gate:
         "_quoted",
         "_scan",
         "_skip_ticks",
+        "_tools",
         "_words",
     )
 
     def __init__(self, tools: ToolSet) -> None:
+        self._tools = tools
         self._words = tools.line_words
         self._prefixes = tools.line_prefixes
         self._mode = _FLOW
@@ -220,13 +231,12 @@ class Gate:
     def _list(self, out: list[str], at: int) -> int | None:
         """`[` where a list of calls may begin; `at` itself where none does."""
         text = self._pending
-        call = _LIST_CALL.match(text, at)
-        if call:
-            if call[1] + "(" in self._words or call[1] == "print":
+        if _LIST_CALL.match(text, at):
+            if opens_list(text, at, self._tools):
                 self._hold(out, at)
                 return None
             return at + 1
-        if _LIST_HEAD.match(text, at):
+        if LIST_HEAD.match(text, at):
             self._track(out, at)
             return None
         if _LIST_MAYBE.match(text, at) and len(text) - at < 200:
@@ -283,8 +293,12 @@ class Gate:
             self._wait(out, at)
             return None
         char = text[begin]
-        if char == "<" or head[2] in _SIGNALS:
+        mark = MARK.match(text, begin)
+        if char == "<" or head[2] in _SIGNALS or (mark is not None and mark.lastgroup not in ("think", "close")):
             self._hold(out, at)
+            return None
+        if char == "]" and is_partial(text, begin):
+            self._wait(out, at)
             return None
         if char == "{":
             if OBJECT_HEAD.match(text, begin):
@@ -295,14 +309,14 @@ class Gate:
                 self._wait(out, at)
                 return None
         elif char == "[":
-            if _LIST_HEAD.match(text, begin):
+            if LIST_HEAD.match(text, begin):
                 self._track(out, at)
                 self._scan = text.index("[", begin) - (len(text) - len(self._pending))
                 return None
             if _LIST_CALL.match(text, begin):
                 self._hold(out, at)
                 return None
-            if _LIST_MAYBE.match(text, begin) and len(text) - begin < 200:
+            if (_LIST_MAYBE.match(text, begin) and len(text) - begin < 200) or is_partial(text, begin):
                 self._wait(out, at)
                 return None
         elif self._opens_word(text, begin):
@@ -365,8 +379,7 @@ class Gate:
         if before[-1:] in _QUOTES:
             return False
         if match.lastgroup in ("tag", "think"):
-            line = before.rstrip(" \t")
-            return line[-1:] == "\n" or not line.strip() or ends_sentence(before)
+            return starts_line(before) or ends_sentence(before)
         return True
 
     # -- the other modes

@@ -29,6 +29,7 @@ _KEY = re.compile(r"[^\W\d][\w$.\-]*|\d+|\$\w+|@\w+")
 _PROPER_KEY = re.compile(r'"([^"\\\n]*)"\s*:')
 _LOST_QUOTE = re.compile(r"[\"'“]([A-Za-z_$][\w$.\-]{0,80})[ ]?[:：](?=\s*[\"'“{\[]|\s+[\dtfnTFN-])")
 _COLON = re.compile(r"[\"']?\s*(?:[:：]|=>?)")
+_BEHIND = re.compile(r"```|\[/?[A-Z][A-Z_]{2,}\]")
 _LITERALS = {"true": True, "false": False, "null": None, "none": None, "undefined": None, "nil": None}
 _NOT_FINITE = {"nan", "infinity", "-infinity", "+infinity", "inf", "-inf", "-nan"}
 _DRIVE = re.compile(r"[\"'][A-Za-z]:\\[^\\]")
@@ -176,14 +177,17 @@ class _Reader:
                 if text.find("/", self.pos, skipped.end()) >= 0 or text.find("#", self.pos, skipped.end()) >= 0:
                     self.repairs.add("comment")
                 self.pos = skipped.end()
-            if self.pos >= limit or (text[self.pos] == "<" and self._at_markup()):
+            if self.pos >= limit or (text[self.pos] in "<`[" and self._at_markup()):
                 return self._finish()
             steps[self.state](text[self.pos])
             if not self.stack and self.state == _AFTER:
                 return Reading(self.result, self.pos, self.supplied, self.repairs)
 
     def _at_markup(self) -> bool:
-        return not self.text.startswith(('<|"|>', "<escape>"), self.pos)
+        """Whether the value must be over: behind it stands a tag, a fence, or a control token."""
+        if self.text[self.pos] == "<":
+            return not self.text.startswith(('<|"|>', "<escape>"), self.pos)
+        return self.state == _AFTER and _BEHIND.match(self.text, self.pos, self.limit) is not None
 
     def _finish(self) -> Reading:
         """The text ends, or markup begins, with brackets open: legal only behind a complete value."""
@@ -341,7 +345,9 @@ class _Reader:
             self._value(char)
 
     def _after(self, char: str) -> None:
-        if char == ",":
+        if char == "," or char == ";":
+            if char == ";":
+                self.repairs.add("comma")
             self.pos += 1
             self.after_comma = True
             self.state = _ITEM if type(self.stack[-1][0]) is list else _KEY_STATE
@@ -370,6 +376,10 @@ class _Reader:
                 self.supplied += 1
                 self._pop()
             self._close()
+            return
+        if char == "}" and not others and self._comma_behind():
+            self.repairs.add("extra_bracket")  # of an item that is closed already
+            self.pos += 1
             return
         self.repairs.add("wrong_bracket")
         self._close()

@@ -15,6 +15,7 @@ from velollm.toolcalls.tools import ToolSet
 __all__ = [
     "BACKTICK_REACH",
     "CLOSERS",
+    "LIST_HEAD",
     "MARK",
     "OBJECT_HEAD",
     "READERS",
@@ -22,6 +23,7 @@ __all__ = [
     "is_partial",
     "may_follow",
     "opens_list",
+    "starts_line",
 ]
 
 BACKTICK_REACH = 240
@@ -33,12 +35,16 @@ OBJECT_HEAD = re.compile(r"\{\s*(?:[\"'“‘\\}`]|\{\s*[\"']|[A-Za-z_$][\w$\-]*
 """How an object may begin that is a call, or what is left of one."""
 
 _LIST_CALL = re.compile(r"\[\s*([A-Za-z_][\w.\-]*)\(")
+LIST_HEAD = re.compile(r"\[\s*(?:\{|\[\s*\{)")
 
 
 def opens_list(text: str, pos: int, tools: ToolSet) -> bool:
     """Whether a list of Python calls begins at `pos`, the first of them of a tool."""
     call = _LIST_CALL.match(text, pos)
-    return call is not None and (call[1] in tools.names or call[1] == "print")
+    if call is None:
+        return False
+    found = tools.find(call[1])
+    return call[1] == "print" or (found is not None and found[1] != "name_distance")
 
 
 _opens: dict[str, str] = {}
@@ -65,6 +71,14 @@ MARK = re.compile(
     + rf"|(?P<tag>{_union([item for family in FAMILIES for item in family.tags if item.startswith('<')])})"
     + rf"|(?P<token>{SPECIAL_TOKEN})"
 )
+
+_BLANK_LINE = re.compile(r"(?:^|\n)[ \t]*(?:(?:<\|[^|<>\n]{1,40}\|>|</?s>|<bos>)(?:assistant)?[ \t]*)*\Z")
+
+
+def starts_line(before: str) -> bool:
+    """Whether a line begins behind `before`; tokens that leaked from a template are nothing to stand behind."""
+    return _BLANK_LINE.search(before[-64:]) is not None
+
 
 _INSIDE = re.compile(r"[\w/\"'=>-]")
 

@@ -24,7 +24,10 @@ WRAPPER = (
     r"|<(?:start|end)_function_call>|<\|/?tool_calls?>|</?\|?tool_calls?\|>|\[/?TOOL_CALLS\]|\]<\]minimax\[>\["
     r"|<\|/tool_calls?\|>|<(?:start|end)_of_turn>|<\|(?:tool_response|turn)>|<(?:tool_response|turn)\|>|<eos>|</s>|\[TOOL_REQUEST(?:_END|_RESULT)?\]|\[END_TOOL_REQUEST\]"
 )
-_SKIP = re.compile(rf"(?:\s+|[,;]|>>>(?=[A-Za-z_])|{SPECIAL_TOKEN}|{WRAPPER})+")
+_SKIP = re.compile(
+    rf"(?:\s+|[,;]|<\|im_start\|>\s*assistant\b|<\|start_header_id\|>\s*assistant\b"
+    rf"|functools(?=\[)|>>>(?=[A-Za-z_])|{SPECIAL_TOKEN}|{WRAPPER})+"
+)
 _FENCE = re.compile(r"(?:```+|~~~)[\w-]*[ \t]*\n?")
 _HEAD_END = re.compile(
     rf"[{{(]|{KEY_OPEN.pattern}|(?P<close></(?:[\w-]+:)?(?:tool_call|function_call|tool_calls|longcat_tool_call)>|<\|/?tool_call(?:_end)?\|?>|"

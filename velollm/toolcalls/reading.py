@@ -12,12 +12,14 @@ from velollm.toolcalls.lenient import read_json
 from velollm.toolcalls.markers import (
     BACKTICK_REACH,
     CLOSERS,
+    LIST_HEAD,
     MARK,
     OBJECT_HEAD,
     READERS,
     TRIGGER,
     may_follow,
     opens_list,
+    starts_line,
 )
 from velollm.toolcalls.native import read_native
 from velollm.toolcalls.prose import ends_sentence
@@ -29,7 +31,8 @@ from velollm.toolcalls.values import Unreadable
 __all__ = ["Answer"]
 
 _FENCE = re.compile(r"(`{3,}|~{3,})([\w+.\-]*)[ \t]*\n?\s*")
-_CLOSE_FENCE = re.compile(r"\s*(?:`{3,}|~{3,})")
+_CLOSE_FENCE = re.compile(r"\s*(?:`{3,}|~{3,}|`{1,2}\Z)")
+_END = re.compile(r"\s*\Z")
 _SIGNALS = frozenset({"tool_code", "tool_call", "tool_calls", "tool_use", "function_call", "tool"})
 _CLOSERS = re.compile(
     r"(?:\s*(?:</(?:[\w-]+:|[|｜]\w+[|｜])?\w+>|<\|/\w+\|>|<[|｜]\w*?tool[▁_]calls?[▁_]end[|｜]>|<\|tool_call_end\|>"
@@ -52,6 +55,7 @@ _HEAD = re.compile(
     r"(?=\{|[ \n]\{|\n```|\[(?:ARGS|CALL_ID)\]|<[|｜])"
 )
 _SEPARATORS = re.compile(r"[ \t,;]*")
+_SEPARATORS_OR_SPACE = re.compile(r"[\s,;]*")
 _QUOTES = "\"'“‘`"
 _SPACE = " \t"
 
@@ -130,20 +134,20 @@ class Answer:
         return pos
 
     def _word(self, pos: int) -> int:
-        text = self.text
-        if text[pos] in "Aa*" and not text.startswith(("assistantcomm", "analysis to"), pos):
-            return self._native(pos, react.read_action, marked=True, after=pos + 1)
-        if text.startswith(("commentary", "analysis", "assistant", "to="), pos):
-            return self._native(pos, harmony.read_message, marked=True, after=pos + 1)
-        if text.startswith("functools", pos):
-            return self._native(pos + 9, read_native, marked=True, after=pos + 10, span=pos)
-        if text.startswith(">>>all\n", pos):
+        if self.text.startswith(">>>all\n", pos):
             return pos + 7
-        if text.startswith(">>>", pos):
-            return self._native(pos + 3, read_native, marked=True, after=pos + 3, span=pos)
-        if text.startswith("function call<", pos):
-            return self._native(pos + 13, read_native, marked=True, after=pos + 14, span=pos)
-        return pos + 1
+        read, begin = self._word_reader(pos)
+        return self._native(begin, read, marked=True, after=begin + 1, span=pos)
+
+    def _word_reader(self, pos: int) -> tuple[Read, int]:
+        """Who reads what the word at `pos` opens, and from where."""
+        text = self.text
+        if text[pos] in "Aa*" and not text.startswith(("assistant", "analysis to"), pos):
+            return react.read_action, pos
+        for word in ("functools", ">>>", "function call"):
+            if text.startswith(word, pos):
+                return read_native, pos + len(word)
+        return harmony.read_message, pos
 
     def _mark(self, at: int) -> int:
         """`<`, `[`, `]` or `{` in mid-line."""
@@ -154,7 +158,7 @@ class Answer:
                 return self._bare(at)
             return at + 1
         match = MARK.match(text, at) if may_follow(text[at - 1 : at], text[at]) else None
-        if match is None and text[at] == "[" and self._thinking is None and opens_list(text, at, self.source.tools):
+        if match is None and text[at] == "[" and self._thinking is None and self._opens_list(at):
             before = text[max(0, at - 64) : at]
             if before[-1:] in _SPACE and ends_sentence(before):
                 return self._bare(at)
@@ -178,13 +182,16 @@ class Answer:
             return end if end > at else self._channel(at)
         return self._native(at, read, marked=group != "tag" or place == "start", after=match.end())
 
+    def _opens_list(self, at: int) -> bool:
+        return LIST_HEAD.match(self.text, at) is not None or opens_list(self.text, at, self.source.tools)
+
     def _place(self, at: int) -> str:
         """ "start" of a line, after a call or reasoning; "sentence" behind the end of one; "" in mid-sentence."""
         text = self.text
         pos = at
         while pos > 0 and text[pos - 1] in _SPACE:
             pos -= 1
-        if pos == 0 or text[pos - 1] == "\n" or pos == self._fresh or at == self._fresh:
+        if pos == self._fresh or at == self._fresh or starts_line(text[max(0, at - 64) : at]):
             return "start"
         return "sentence" if ends_sentence(text[max(0, pos - 64) : pos]) else ""
 
@@ -263,7 +270,7 @@ class Answer:
         if found is not None:
             calls, end = found
             close = _CLOSE_FENCE.match(text, end, limit)
-            if close or not text[end:].strip():
+            if close or _END.match(text, end):
                 stop = close.end() if close else end
                 added = self._settle(calls, at, stop, marked=False, signal=head[2] in _SIGNALS)
                 for item in added:
@@ -279,18 +286,35 @@ class Answer:
         text, limit = self.text, self.source.limit
         char = text[at]
         try:
-            if char == "<":
+            mark = MARK.match(text, at)
+            if mark is not None:
+                calls, end = READERS.get(mark.lastgroup or "", read_native)(self.source, at)
+            elif char == "<":
                 calls, end = read_native(self.source, at)
             elif _WORDS.match(text, at):
-                calls, end = react.read_action(self.source, at)
+                read, begin = self._word_reader(at)
+                calls, end = read(self.source, begin)
             elif char in "{[" or CALL_HEAD.match(text, at, limit):
-                calls, end = self._plain_calls(at)
+                calls, end = self._plain_group(at)
             else:
                 return None
         except Unreadable as error:
             self._failed(error, at)
             return None
         return (calls, end) if calls else None
+
+    def _plain_group(self, at: int) -> tuple[list[WrittenCall], int]:
+        calls, end = self._plain_calls(at)
+        while calls:
+            behind = _SEPARATORS_OR_SPACE.match(self.text, end, self.source.limit)
+            begin = behind.end() if behind else end
+            if not OBJECT_HEAD.match(self.text, begin, self.source.limit):
+                break
+            more, after = self._plain_calls(begin)
+            if not more:
+                break
+            calls, end = calls + more, after
+        return calls, end
 
     # -- calls
 

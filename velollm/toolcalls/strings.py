@@ -31,13 +31,16 @@ _STOPS = {
     if len(quote) == 1
 }
 _KEY_AHEAD = re.compile(
-    r"\s*(?:[\"'“”‘’`＂][^\"'“”‘’\n]{0,120}[\"'“”‘’`＂]\s*[:=]"
-    r"|[A-Za-z_$][\w$.\- ]{0,80}[\"']?\s*:(?!//)|[}\]]|$|<[/|｜])"
+    r"[\s,;]*(?:[\"'“”‘’`＂][^\"'“”‘’\n]{0,120}[\"'“”‘’`＂]\s*[:=]|[\"'][A-Za-z_$][\w$.\-]{0,80} ?:\s*[\"'\[{\d]"
+    r"|[A-Za-z_$][\w$.\- ]{0,80}[\"']?\s*:(?!//)|[}\]]|$|<[/|｜]"
+    r"|[\"'“][^\"'“”\n]{0,120}[\"'”]?\s*$|[A-Za-z_$][\w$.\- ]{0,80}[\"']?\s*$)"
 )
-_VALUE_AHEAD = re.compile(r"\s*(?:[\"'“‘\[{\]}`]|[-+]?\.?\d|true\b|false\b|null\b|True\b|False\b|None\b|$|<[/|｜])")
+"""A key, or the end of the object, or a key that is cut off: no text ends like that."""
+
+_VALUE_AHEAD = re.compile(r"[\s,]*(?:[\"'“‘\[{\]}`]|[-+]?\.?\d|true\b|false\b|null\b|True\b|False\b|None\b|$|<[/|｜])")
 _KEYWORD_BEHIND = re.compile(
     r",\s*(?:\*\*)?[\"']?[A-Za-z_][\w.\-]*[\"']?\s*[=:](?!=)"
-    r"|,?\s*\)\s*(?:[,;\])#]|$|<|```|[A-Za-z_][\w.]*\()|,?\s*$|[\"']|#|<[/|｜]"
+    r"|,?\s*\)\s*(?:[,;\])#]|$|<|```|[A-Za-z_][\w.\-/:]*\()|,?\s*$|[\"']|#|<[/|｜]"
 )
 _NEXT_KEYWORD = re.compile(r"\s*[A-Za-z_]\w*\s*=(?!=)")
 _CLOSERS = re.compile(r"[\s}\])]*")
@@ -139,7 +142,7 @@ def _ends_here(text: str, pos: int, limit: int, place: str, depth: int) -> bool:
         return char in ":=：" or (char in "\"'{[" and at > pos)
     if place == "keyword":
         return _KEYWORD_BEHIND.match(text, at, limit) is not None
-    if char == ",":
+    if char == "," or char == ";":
         ahead = _KEY_AHEAD if place == "object" else _VALUE_AHEAD
         return ahead.match(text, at + 1, limit) is not None
     if char in "}])":
