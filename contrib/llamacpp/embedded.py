@@ -176,7 +176,7 @@ class EmbeddedBackend(Backend):
     async def models(self) -> list[ModelInfo]:
         """The one model, from its file; the engine need not run."""
         path, header = await self._model_file()
-        return [describe(self.model, path, header, make_plan(header, this_machine(), **self._options))]
+        return [describe(self.model, path, header, make_plan(header, this_machine(), **self._options).context)]
 
     async def start(self) -> None:
         """Load the model."""

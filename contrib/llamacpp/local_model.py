@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from velollm.contrib.llamacpp.plan import Plan
 from velollm.errors import ConfigError
 from velollm.messages import ModelInfo
 from velollm.models.gguf import GGUF, parameter_size
@@ -36,8 +35,11 @@ def locate(model: str, folder: Path | None) -> Path:
     return path
 
 
-def describe(name: str, path: Path, header: GGUF, plan: Plan) -> ModelInfo:
-    """The model as clients see it. Its digest is that of the header and the size: to read it all would take minutes."""
+def describe(name: str, path: Path, header: GGUF, context: int) -> ModelInfo:
+    """The model as clients see it, with `context` tokens.
+
+    Its digest is that of the header and the size: to read it all would take minutes.
+    """
     template = header.chat_template or ""
     embeds = bool(header.get("{arch}.pooling_type", int))
     capabilities = ["embedding"] if embeds else ["completion", "tools", "embedding"]
@@ -54,6 +56,6 @@ def describe(name: str, path: Path, header: GGUF, plan: Plan) -> ModelInfo:
         family=header.architecture,
         parameter_size=parameter_size(header.parameters),
         quantization=header.quantization,
-        context_length=plan.context,
+        context_length=context,
         capabilities=capabilities,
     )

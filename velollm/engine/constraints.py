@@ -25,6 +25,8 @@ SPECIAL = b"\xff"  # marks tokens that are no text
 INIT_BYTES = 1024  # struct LlgConstraintInit has less, and only the library looks into it
 TOKEN = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 LARGEST_GRAMMAR = 1_000_000
+DEEPEST_SCHEMA = 200
+VALUES = frozenset({"const", "enum", "default", "examples"})  # what stands there is no schema
 # JSON as models write it, in one line: with white space at will, small ones go on with it for ever.
 JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
@@ -38,10 +40,13 @@ class Grammars:
         self._init: Any = None
 
     def json_schema(self, schema: Any) -> Callable[[], SchemaConstraint]:
-        """Any JSON that satisfies `schema`; keywords that cannot be enforced are left aside."""
+        """Any JSON that satisfies `schema`; keywords that cannot be enforced are left aside.
+
+        An object whose properties are named has no others, unless the schema says so: models would go on inventing.
+        """
         if not isinstance(schema, (dict, bool)):
             raise RequestError("a JSON schema is an object or a boolean", param="response_format")
-        wanted = {**schema} if isinstance(schema, dict) else {} if schema else {"not": {}}
+        wanted = _closed(schema) if isinstance(schema, dict) else {} if schema else {"not": {}}
         style = {**JSON_STYLE, "lenient": True}
         text = json.dumps({**wanted, "x-guidance": style})
         return lambda: self._match(b"json_schema", text, "response_format")
@@ -165,3 +170,20 @@ class GbnfConstraint:
 
     def __del__(self) -> None:
         self._library.llama_sampler_free(self._handle)
+
+
+def _closed(node: Any, depth: int = 0) -> Any:
+    """The schema with every object closed that names its properties; parts of an `allOf` must stay open."""
+    if depth > DEEPEST_SCHEMA:
+        raise RequestError("the JSON schema is nested too deeply", param="response_format")
+    if isinstance(node, list):
+        return [_closed(item, depth + 1) for item in node]
+    if not isinstance(node, dict):
+        return node
+    made = {key: value if key in VALUES else _closed(value, depth + 1) for key, value in node.items()}
+    named = isinstance(node.get("properties"), dict)
+    if named and not node.keys() & {"additionalProperties", "patternProperties", "allOf", "$ref"}:
+        made["additionalProperties"] = False
+    if "allOf" in node:
+        made["allOf"] = node["allOf"]
+    return made

@@ -1,0 +1,72 @@
+"""How the engine is set up for a model on this machine. Deciding only; `this_machine` measures."""
+
+from __future__ import annotations
+
+import attrs
+
+from velollm.contrib.llamacpp.plan import KV_BYTES, USUAL_CONTEXT, Machine, kv_bytes_per_token
+from velollm.engine.blocks import BLOCK_SIZE
+from velollm.errors import ConfigError
+from velollm.models.gguf import GGUF
+
+__all__ = ["EnginePlan", "make_plan"]
+
+GRAIN = 256  # llama.cpp rounds contexts up to this
+POOL = 4  # so many full contexts, where memory allows
+MIB = 1024 * 1024
+
+
+@attrs.frozen(kw_only=True)
+class EnginePlan:
+    """`context` is the longest conversation, `batch` the largest step, `swap_tokens` may lie on the host: in tokens."""
+
+    context: int
+    num_blocks: int
+    max_running: int
+    batch: int
+    threads: int
+    kv_type: str
+    swap_tokens: int
+
+
+def make_plan(
+    model: GGUF,
+    machine: Machine,
+    *,
+    ctx: int | None = None,
+    parallel: int | None = None,
+    threads: int | None = None,
+    kv_type: str = "f16",
+    num_blocks: int | None = None,
+    batch: int | None = None,
+) -> EnginePlan:
+    """What was asked for; for the rest, up to a quarter of the free memory for the pool, an eighth for swapping.
+
+    Raises `ConfigError` for values that make no sense, and when model and pool do not fit into memory.
+    """
+    if kv_type not in KV_BYTES:
+        raise ConfigError(f"kv_type {kv_type!r} is none of {', '.join(KV_BYTES)}")
+    asked = {"ctx": ctx, "parallel": parallel, "threads": threads, "num_blocks": num_blocks, "batch": batch}
+    for name, value in asked.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} must be at least 1, not {value}")
+    trained = model.context_length or USUAL_CONTEXT
+    each = max(kv_bytes_per_token(model, kv_type), 1.0)
+    affordable = int(machine.memory / 4 / each) // GRAIN * GRAIN
+    context = min(ctx or max(min(trained, USUAL_CONTEXT, affordable), GRAIN), trained)
+    pool = num_blocks * BLOCK_SIZE if num_blocks else max(context, min(POOL * context, affordable))
+    needed = model.size + int(pool * each)
+    if needed > machine.memory:
+        raise ConfigError(
+            f"{model.name or 'the model'} needs {needed // MIB} MiB ({model.size // MIB} for its weights, the rest for "
+            f"{pool} tokens of context), and {machine.memory // MIB} MiB are free: a smaller --ctx or --kv-type may do"
+        )
+    return EnginePlan(
+        context=context,
+        num_blocks=-(-pool // BLOCK_SIZE),
+        max_running=parallel or 32,
+        batch=batch or 256,
+        threads=threads or machine.cores,
+        kv_type=kv_type,
+        swap_tokens=int(machine.memory / 8 / each),
+    )
