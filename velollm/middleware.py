@@ -19,9 +19,10 @@ from velollm.exchange import dialect_of
 from velollm.stack import build
 
 if TYPE_CHECKING:
-    from velollm.config import Settings, ToolCallSettings
+    from velollm.cache import ResponseCache
+    from velollm.config import CacheSettings, Settings, ToolCallSettings
 
-__all__ = ["ToolCallMiddleware", "VeloLLM"]
+__all__ = ["CacheMiddleware", "ToolCallMiddleware", "VeloLLM"]
 
 DIALECTS = ("openai", "ollama", "anthropic")
 Mode: TypeAlias = Literal["repair", "strict", "off"]
@@ -37,7 +38,8 @@ class VeloLLM:
     hangs ("" is the root); `dialects` says which APIs are added. `forward_unknown` passes paths under /v1 and /api that
     VeloLLM does not know on to the backend: by default only when there is no app below to own them. What belongs to
     neither goes to `app` untouched, as does every scope that is not HTTP. `tool_calls` says what is done about calls
-    that models get wrong: "repair", "strict", "off", or the settings in full.
+    that models get wrong: "repair", "strict", "off", or the settings in full. `cache` answers repeated questions:
+    True, the settings in full, or a `velollm.cache.ResponseCache` of the app's own.
 
     The backend is opened by the first request that needs it, and closed when the app shuts down.
     """
@@ -53,12 +55,16 @@ class VeloLLM:
         max_body: int = 16 << 20,
         heartbeat: float = 15.0,
         tool_calls: ToolCallSettings | Mode | bool = "repair",
+        cache: CacheSettings | ResponseCache | bool = False,
     ) -> None:
         self.app = app
         self.prefix = _checked_prefix(prefix)
         self.dialects = _checked_dialects(dialects)
         self.wraps = backend is None
-        self.backend = build(_backend(app, backend), _settings(tool_calls))
+        engine = _backend(app, backend)
+        self.backend = build(engine, _settings(tool_calls))
+        if cache:
+            self.backend = _cached(self.backend, engine, cache)
         self.door = Door(
             self.backend,
             max_body=max_body,
@@ -129,6 +135,18 @@ class VeloLLM:
         await send({"type": "lifespan.shutdown.complete"})
 
 
+class CacheMiddleware(VeloLLM):
+    """The cache alone, around an app that serves `/v1/chat/completions` itself.
+
+    `options` are those of `velollm.cache.ResponseCache`. Requests that bring other credentials are other tenants.
+    """
+
+    def __init__(self, app: ASGIApp, **options: Any) -> None:
+        from velollm.cache import ResponseCache
+
+        super().__init__(app, dialects=("openai",), tool_calls=False, cache=ResponseCache(**options))
+
+
 class ToolCallMiddleware(VeloLLM):
     """The tool-call fixer alone, around an app that serves `/v1/chat/completions` itself.
 
@@ -156,13 +174,30 @@ def _backend(app: ASGIApp | None, backend: Backend | str | None) -> Backend:
 
 
 def _settings(tool_calls: ToolCallSettings | Mode | bool) -> Settings:
-    from velollm.config import Settings, ToolCallSettings
+    from velollm.config import CacheSettings, Settings, ToolCallSettings
 
     if isinstance(tool_calls, ToolCallSettings):
-        return Settings(toolcalls=tool_calls)
+        return Settings(toolcalls=tool_calls, cache=CacheSettings(enabled=False))
     if tool_calls not in MODES:
         raise ValueError(f"tool_calls must be repair, strict or off, not {tool_calls!r}")
-    return Settings(toolcalls=ToolCallSettings(mode=MODES[tool_calls]))
+    return Settings(toolcalls=ToolCallSettings(mode=MODES[tool_calls]), cache=CacheSettings(enabled=False))
+
+
+def _cached(backend: Backend, engine: Backend, cache: CacheSettings | ResponseCache | bool) -> Backend:
+    """The cache around `backend`. An app that is asked itself may look at the credentials that requests bring, and it
+    knows no builds of models."""
+    from velollm.cache import ResponseCache
+    from velollm.cache.layer import CacheLayer
+    from velollm.cache.layer.opening import open_cache
+    from velollm.config import CacheSettings
+    from velollm.wrapped import WrappedApp
+
+    is_app = isinstance(engine, WrappedApp)
+    if isinstance(cache, ResponseCache):
+        return CacheLayer(backend, cache, by_credentials=is_app, models=not is_app, owns=False)
+    chosen = cache if isinstance(cache, CacheSettings) else CacheSettings()
+    header = chosen.tenant_header
+    return CacheLayer(backend, open_cache(chosen), by_credentials=is_app, models=not is_app, tenant_header=header)
 
 
 def _checked_prefix(prefix: str) -> str:

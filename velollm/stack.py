@@ -17,6 +17,8 @@ def build(backend: Backend, settings: Settings, metrics: Metrics | None = None) 
     """`backend` with the layers around it that `settings` ask for; `metrics` get the figures of each."""
     if settings.toolcalls.mode != "off":
         backend = _mend_tool_calls(backend, settings, metrics)
+    if settings.cache.enabled:
+        backend = _keep_answers(backend, settings, metrics)
     return backend
 
 
@@ -30,3 +32,21 @@ def _mend_tool_calls(backend: Backend, settings: Settings, metrics: Metrics | No
         observer = ToolCallCounts(metrics.registry).add
     chosen = settings.toolcalls
     return ToolCallLayer(backend, mode=chosen.mode, reask=chosen.reask, dedupe=chosen.dedupe, observer=observer)
+
+
+def _keep_answers(backend: Backend, settings: Settings, metrics: Metrics | None) -> Backend:
+    from velollm.cache.layer import CacheLayer
+    from velollm.cache.layer.opening import open_cache
+
+    observer = None
+    if metrics is not None:
+        from velollm.observability.cache import CacheCounts
+
+        observer = CacheCounts(metrics.registry).add
+    return CacheLayer(
+        backend,
+        open_cache(settings.cache),
+        semantic={name: model.semantic_cache for name, model in settings.models.items() if model.semantic_cache},
+        tenant_header=settings.cache.tenant_header,
+        observer=observer,
+    )

@@ -33,7 +33,7 @@ def test_a_plain_question_is_open_to_every_tier(fields: dict[str, Any]) -> None:
     [
         (ask("What is DNA?", tools=[TOOL]), EXACT, "tools"),
         (ask("What is DNA?", functions=[{"name": "f"}]), EXACT, "tools"),
-        (ask("And now?", CALL, RESULT), EXACT, "tools"),
+        (ask("And now?", CALL, RESULT, {"role": "assistant", "content": "5."}), EXACT, "tools"),
         (ask(IMAGE), EXACT, "images"),
         (ask("And this?", {"role": "user", "content": IMAGE}), EXACT, "images"),
         (ask("What is DNA?", n=3), EXACT, "n"),
@@ -60,6 +60,7 @@ def test_what_closes_a_tier(body: dict[str, Any], tiers: tuple[str, ...], reason
         ({"messages": [5]}, "not-chat"),
         ({"prompt": "x", "messages": []}, "not-chat"),
         ({"messages": [{"role": "user", "content": "x"}, CALL, RESULT]}, "agent-turn"),
+        (ask("A reminder: be brief.", CALL, RESULT), "agent-turn"),
         (ask("What time is it?"), "time-bound"),
         (ask("What's the weather like today?"), "time-bound"),
         (ask("Tell me a random fact.", temperature=None), "random"),

@@ -68,7 +68,7 @@ async def test_without_its_slash_it_leads_there() -> None:
 async def test_status() -> None:
     app = served(ScriptedBackend(), Down())
     await ask(app, "POST", CHAT, question(stream=True))
-    await ask(app, "POST", CHAT, question())
+    await ask(app, "POST", CHAT, question(), cache_control="no-store")
     await ask(app, "POST", CHAT, question("missing"))
     state = (await ask(app, "GET", "/velollm/api/status")).json
     by_name = {backend["name"]: backend for backend in state["backends"]}

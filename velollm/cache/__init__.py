@@ -1,10 +1,10 @@
 """The response cache: exact, canonical and semantic tiers that refuse whatever they cannot account for."""
 
-from .eligibility import Controls, Eligibility, Tier
-from .explanation import Explanation, TierVerdict
-from .request import Request
-from .response_cache import CacheStats, Found, Hit, Mode, Receipt, ResponseCache
-from .shadow import RouteReport
+from velollm.cache.eligibility import Controls, Eligibility, Tier
+from velollm.cache.explanation import Explanation, TierVerdict
+from velollm.cache.request import Request
+from velollm.cache.response_cache import CacheStats, Found, Hit, Mode, Receipt, ResponseCache
+from velollm.cache.shadow import RouteReport
 
 __all__ = [
     "CacheStats",

@@ -12,8 +12,8 @@ import re
 import attrs
 import xxhash
 
-from .lexicon import GERUNDS, QUESTION_WORDS, QUOTED_VERBS
-from .tokens import Text, tokenize
+from velollm.cache.lexicon import GERUNDS, QUESTION_WORDS, QUOTED_VERBS
+from velollm.cache.tokens import Text, tokenize
 
 __all__ = ["Canonical", "canonicalize", "strip_courtesy"]
 

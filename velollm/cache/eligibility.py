@@ -114,7 +114,7 @@ def assess(body: Mapping[str, Any], prompt: str | None, controls: Controls, max_
         return _bypass("not-chat")
     if controls.no_store:
         return _bypass("no-store")
-    if messages[-1].get("role") in ("tool", "function"):
+    if _is_agent_turn(messages):
         return _bypass("agent-turn")
     lowered = "" if prompt is None else prompt[:LONGEST_CANONICAL].lower().replace("\u2019", "'")
     if len(lowered) <= LONGEST_SEMANTIC and _TIME_BOUND.search(lowered):
@@ -129,6 +129,17 @@ def assess(body: Mapping[str, Any], prompt: str | None, controls: Controls, max_
     if controls.no_cache:
         return Eligibility(read=False, write=True, tiers=tiers, reason="no-cache")
     return Eligibility(read=True, write=True, tiers=tiers, reason=reason)
+
+
+def _is_agent_turn(messages: list[Mapping[str, Any]]) -> bool:
+    """Whether the model is to go on from the results of its tools: the world may have moved since."""
+    for message in reversed(messages):
+        role = message.get("role")
+        if role in ("tool", "function"):
+            return True
+        if role == "assistant":
+            return False
+    return False
 
 
 def _exact_only(body: Mapping[str, Any], messages: list[Mapping[str, Any]], prompt: str | None) -> str:

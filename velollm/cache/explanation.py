@@ -6,7 +6,7 @@ from typing import Literal
 
 import attrs
 
-from .eligibility import Tier
+from velollm.cache.eligibility import Tier
 
 __all__ = ["Explanation", "TierVerdict"]
 

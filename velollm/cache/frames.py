@@ -10,9 +10,9 @@ import re
 
 import attrs
 
-from .canonical import Canonical
-from .frame_rules import FRAMES, REWRITES
-from .lexicon import (
+from velollm.cache.canonical import Canonical
+from velollm.cache.frame_rules import FRAMES, REWRITES
+from velollm.cache.lexicon import (
     ABOUT_WORDS,
     ANYONE,
     ARTICLES,
@@ -31,8 +31,8 @@ from .lexicon import (
     SUBORDINATORS,
     TENSES,
 )
-from .tokens import is_verbatim
-from .words import base_of_gerund, base_of_past, stem, synonyms
+from velollm.cache.tokens import is_verbatim
+from velollm.cache.words import base_of_gerund, base_of_past, stem, synonyms
 
 __all__ = ["Form", "parse"]
 

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator
 
 import attrs
 
-from .canonical import Canonical
-from .frames import Form, parse
-from .lexicon import NEGATIONS, PLATFORMS, PREPOSITIONS, PRONOUNS, QUESTION_WORDS, UNITS
-from .tokens import is_verbatim
-from .words import is_slip, is_slip_of_name, stem
+from velollm.cache.canonical import Canonical
+from velollm.cache.frames import Form, parse
+from velollm.cache.lexicon import NEGATIONS, PLATFORMS, PREPOSITIONS, PRONOUNS, QUESTION_WORDS, UNITS
+from velollm.cache.tokens import is_verbatim
+from velollm.cache.words import is_slip, is_slip_of_name, stem
 
 __all__ = ["Question", "Refusal", "judge", "read"]
 

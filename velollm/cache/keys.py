@@ -15,7 +15,7 @@ import attrs
 import orjson
 import xxhash
 
-from .pleasantries import skip_pleasantries
+from velollm.cache.pleasantries import skip_pleasantries
 
 __all__ = ["IGNORED_FIELDS", "RequestKeys", "Unhashable", "derive_keys", "tenant_digest"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from .tokens import tokenize
+from velollm.cache.tokens import tokenize
 
 __all__ = ["skip_pleasantries"]
 

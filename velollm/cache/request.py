@@ -9,10 +9,10 @@ from typing import Any
 
 import xxhash
 
-from .canonical import Canonical, canonicalize
-from .eligibility import Controls, Eligibility, assess
-from .guards import Question, read
-from .keys import RequestKeys, Unhashable, derive_keys, tenant_digest
+from velollm.cache.canonical import Canonical, canonicalize
+from velollm.cache.eligibility import Controls, Eligibility, assess
+from velollm.cache.guards import Question, read
+from velollm.cache.keys import RequestKeys, Unhashable, derive_keys, tenant_digest
 
 __all__ = ["Request", "prepare", "read_prompt"]
 

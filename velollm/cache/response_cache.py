@@ -21,16 +21,16 @@ from typing import Any, Literal
 import attrs
 import orjson
 
-from .eligibility import Controls, Tier, why_not_stored
-from .entry import Entry
-from .explanation import Explanation, TierVerdict
-from .guards import Question
-from .keys import tenant_digest
-from .request import Request, prepare, read_prompt
-from .semantic import Embedder, Match, SemanticIndex
-from .shadow import RouteReport, ShadowBook
-from .size import parse_size
-from .stores import Selection, Store, open_store
+from velollm.cache.eligibility import Controls, Tier, why_not_stored
+from velollm.cache.entry import Entry
+from velollm.cache.explanation import Explanation, TierVerdict
+from velollm.cache.guards import Question
+from velollm.cache.keys import tenant_digest
+from velollm.cache.request import Request, prepare, read_prompt
+from velollm.cache.semantic import Embedder, Match, SemanticIndex
+from velollm.cache.shadow import RouteReport, ShadowBook
+from velollm.cache.stores import Selection, Store, open_store
+from velollm.config.units import parse_size
 
 __all__ = ["CacheStats", "Found", "Hit", "Mode", "Receipt", "ResponseCache"]
 
@@ -145,7 +145,8 @@ class ResponseCache:
         self._index = SemanticIndex(max_indexed, embedder)
         self._book = ShadowBook()
         self._counts: Counter[str] = Counter()
-        self._store: Store = open_store(store, parse_size(size), clock) if isinstance(store, str) else store
+        self.size = parse_size(size)
+        self._store: Store = open_store(store, self.size, clock) if isinstance(store, str) else store
         self._store.on_forget = self._forget
         self.may_block = self._store.may_block or embedder is not None
         self._loader: threading.Thread | None = None

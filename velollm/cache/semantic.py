@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import attrs
 import xxhash
 
-from .guards import Question, Refusal, judge
-from .retrieval import TrigramIndex, VectorIndex, similarity, trigrams
+from velollm.cache.guards import Question, Refusal, judge
+from velollm.cache.retrieval import TrigramIndex, VectorIndex, similarity, trigrams
 
 __all__ = ["Embedder", "Match", "SemanticIndex"]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from .lexicon import COMMON
+from velollm.cache.lexicon import COMMON
 
 __all__ = ["RouteReport", "ShadowBook", "agreement", "answer_text", "answer_tokens"]
 

@@ -12,7 +12,7 @@ import unicodedata
 
 import attrs
 
-from .lexicon import CASE_SENSITIVE, CONTRACTIONS, MISSPELLINGS, NUMBER_WORDS, QUESTION_WORDS, UNITS
+from velollm.cache.lexicon import CASE_SENSITIVE, CONTRACTIONS, MISSPELLINGS, NUMBER_WORDS, QUESTION_WORDS, UNITS
 
 __all__ = ["Text", "is_verbatim", "tokenize"]
 

@@ -9,7 +9,7 @@ from importlib.resources import files
 
 import attrs
 
-from .lexicon import ENDING_IE, IRREGULAR_PASTS, IRREGULAR_PLURALS, NOT_PLURAL, PLATFORMS
+from velollm.cache.lexicon import ENDING_IE, IRREGULAR_PASTS, IRREGULAR_PLURALS, NOT_PLURAL, PLATFORMS
 
 __all__ = ["Synonyms", "base_of_gerund", "base_of_past", "is_known", "is_slip", "is_slip_of_name", "stem", "synonyms"]
 

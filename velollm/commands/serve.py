@@ -47,7 +47,8 @@ variables, variables more than the file.
 """
 TITLES = {
     "": "engines", "server": "server", "defaults": "what engines are given", "engine": "models that run here",
-    "scheduling": "waiting", "routing": "choice of engines", "toolcalls": "tool calls", "observability": "observation",
+    "scheduling": "waiting", "routing": "choice of engines", "cache": "cache", "toolcalls": "tool calls",
+    "observability": "observation",
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from velollm.config.options import Option, options
 from velollm.config.settings import (
     BackendDefaults,
     BackendSettings,
+    CacheSettings,
     EngineSettings,
     ModelSettings,
     ObservabilitySettings,
@@ -26,6 +27,7 @@ from velollm.config.units import (
 __all__ = [
     "BackendDefaults",
     "BackendSettings",
+    "CacheSettings",
     "EngineSettings",
     "ModelSettings",
     "ObservabilitySettings",

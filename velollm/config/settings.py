@@ -7,6 +7,7 @@ from that. A new section is a class and a line in `Settings`.
 # ruff: noqa: RUF009 -- setting() makes a field of attrs; ruff knows attrs.field alone
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
@@ -18,6 +19,7 @@ from velollm.config.units import AUTO, Concurrency, Seconds, Size
 __all__ = [
     "BackendDefaults",
     "BackendSettings",
+    "CacheSettings",
     "EngineSettings",
     "Kind",
     "ModelSettings",
@@ -30,7 +32,10 @@ __all__ = [
 ]
 
 Kind: TypeAlias = Literal["ollama", "llamacpp", "vllm", "openai"]
+SemanticMode: TypeAlias = Literal["off", "shadow", "on"]
 KVType: TypeAlias = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
+
+STORE = re.compile(r"memory\Z|sqlite:.|(?:redis|rediss|valkey|unix)://.")
 
 
 class InvalidSetting(ValueError):
@@ -54,6 +59,7 @@ def _check(condition: Any, words: str) -> Any:
 positive = _check(lambda value: value > 0, "above 0")
 not_negative = _check(lambda value: value >= 0, "0 or more")
 a_port = _check(lambda value: 0 <= value <= 65535, "between 0 and 65535")
+a_store = _check(STORE.match, "memory, sqlite:PATH or redis://HOST")
 not_empty = _check(lambda value: value.strip() != "", "some text")
 
 
@@ -125,10 +131,12 @@ class BackendSettings:
 
 @attrs.frozen(kw_only=True)
 class ModelSettings:
-    """[models."NAME"]: what is done for one model: its context in tokens, and other names under which it is served."""
+    """[models."NAME"]: what is done for one model: its context in tokens, other names under which it is served, and
+    another mode of the semantic cache."""
 
     num_ctx: int | None = attrs.field(default=None, validator=positive)
     aliases: tuple[str, ...] = ()
+    semantic_cache: SemanticMode | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -175,6 +183,30 @@ class RoutingSettings:
 
 
 @attrs.frozen(kw_only=True)
+class CacheSettings:
+    """[cache]: answers that are given again."""
+
+    enabled: bool = setting(True, "answer repeated questions from a cache", flag="--cache")
+    semantic: SemanticMode = setting(
+        "shadow", "answer questions that mean the same: never, only for comparison, or in earnest",
+        flag="--semantic-cache",
+    )  # fmt: skip
+    size: Size = setting(Size(64 << 20), "the most that the cache may hold", flag="--cache-size", metavar="SIZE")
+    ttl: Seconds = setting(
+        Seconds(3600), "how long an answer is given again", flag="--cache-ttl", metavar="SECONDS", check=positive
+    )
+    store: str = setting(
+        "memory", "where answers are kept", flag="--cache-store", metavar="memory|sqlite:PATH|redis://HOST",
+        check=a_store,
+    )  # fmt: skip
+    shared: bool = setting(False, "let all keys see each other's answers", flag="--cache-shared")
+    tenant_header: str | None = setting(
+        None, "a header of requests that parts tenants beside their keys", flag="--cache-tenant-header", metavar="NAME",
+        check=not_empty,
+    )  # fmt: skip
+
+
+@attrs.frozen(kw_only=True)
 class ToolCallSettings:
     """[toolcalls]: what is done about tool calls that models get wrong."""
 
@@ -205,5 +237,6 @@ class Settings:
     engine: EngineSettings = EngineSettings()
     scheduling: SchedulingSettings = SchedulingSettings()
     routing: RoutingSettings = RoutingSettings()
+    cache: CacheSettings = CacheSettings()
     toolcalls: ToolCallSettings = ToolCallSettings()
     observability: ObservabilitySettings = ObservabilitySettings()

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import attrs
 
-from ..entry import Entry
+from velollm.cache.entry import Entry
 
 __all__ = ["Selection", "Store", "StoreStats"]
 

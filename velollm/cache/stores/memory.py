@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 
 from cachetools import LRUCache
 
-from ..entry import Entry
-from .base import Selection, StoreStats
+from velollm.cache.entry import Entry
+from velollm.cache.stores.base import Selection, StoreStats
 
 __all__ = ["MemoryStore"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .base import Store
-from .memory import MemoryStore
+from velollm.cache.stores.base import Store
+from velollm.cache.stores.memory import MemoryStore
 
 __all__ = ["open_store"]
 
@@ -16,11 +16,11 @@ def open_store(setting: str, size: int, clock: Callable[[], float]) -> Store:
     if setting == "memory":
         return MemoryStore(size, clock)
     if kind == "sqlite" and rest:
-        from .sqlite import SqliteStore
+        from velollm.cache.stores.sqlite import SqliteStore
 
         return SqliteStore(rest, size, clock)
     if kind in ("redis", "rediss", "valkey", "unix"):
-        from .redis import RedisStore
+        from velollm.cache.stores.redis import RedisStore
 
         return RedisStore(setting.replace("valkey:", "redis:", 1), size, clock)
     raise ValueError(f"store: {setting!r} is none of memory, sqlite:PATH, redis://HOST")

@@ -15,10 +15,10 @@ from typing import Any
 
 import attrs
 
-from ..entry import Damaged, Entry, decode, encode
-from .base import Selection, StoreStats
-from .memory import MemoryStore
-from .tickets import Tickets
+from velollm.cache.entry import Damaged, Entry, decode, encode
+from velollm.cache.stores.base import Selection, StoreStats
+from velollm.cache.stores.memory import MemoryStore
+from velollm.cache.stores.tickets import Tickets
 
 __all__ = ["RedisStore"]
 

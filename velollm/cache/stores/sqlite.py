@@ -21,11 +21,11 @@ from queue import Empty, SimpleQueue
 
 import attrs
 
-from ..entry import Damaged, Entry, decode, encode
-from .base import Selection, StoreStats
-from .file import FAULTS, FileState, connect, prepare_file, set_aside
-from .memory import MemoryStore
-from .tickets import Tickets
+from velollm.cache.entry import Damaged, Entry, decode, encode
+from velollm.cache.stores.base import Selection, StoreStats
+from velollm.cache.stores.file import FAULTS, FileState, connect, prepare_file, set_aside
+from velollm.cache.stores.memory import MemoryStore
+from velollm.cache.stores.tickets import Tickets
 
 __all__ = ["SqliteStore"]
 

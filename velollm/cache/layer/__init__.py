@@ -1,0 +1,266 @@
+"""The cache in the stack: answers from what is kept, shares what is in the air, keeps what ends well.
+
+    request ─▶ keys ─▶ kept? ─▶ replayed                                     x-velollm-cache: hit-..., age
+                  └─▶ in the air? ─▶ read along                              hit-exact, age 0
+                  └─▶ engine ─▶ a Flight that others may join ─▶ kept        miss
+
+A cache that fails steps aside: the request goes through, the failure is counted and logged once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from time import monotonic
+from typing import Any, TypeVar
+
+import attrs
+
+from velollm.backend import Backend, Layer
+from velollm.cache.answers import BadAnswer, keep_answer, replay_answer
+from velollm.cache.body import chat_body
+from velollm.cache.eligibility import Controls, Tier
+from velollm.cache.layer.flight import Flight
+from velollm.cache.layer.models import Models
+from velollm.cache.request import Request
+from velollm.cache.response_cache import Found, Hit, Mode, ResponseCache
+from velollm.messages import ChatAnswer, ChatEvent, ChatRequest, Collector, RequestContext
+
+__all__ = ["HEADER", "CacheLayer"]
+
+logger = logging.getLogger("velollm.cache")
+
+HEADER = "x-velollm-cache"
+TTL_HEADER = "x-velollm-cache-ttl"
+BACKEND_HEADER = "x-velollm-backend"
+# Headers of a request that change what the layers below answer.
+DECIDING_HEADERS = ("x-velollm-tool-calls",)
+CREDENTIALS = ("authorization", "x-api-key", "cookie")
+
+T = TypeVar("T")
+Observer = Callable[[str, str], None]
+
+
+def _nobody(tier: str, outcome: str) -> None:
+    """For when nobody counts."""
+
+
+class CacheLayer(Layer):
+    """Answers of `cache` in front of a backend.
+
+    `semantic` overrides the mode of the semantic tier for the models it names. `tenant_header` is a header of requests
+    that parts tenants beside their keys; with `by_credentials`, so do the credentials they bring, which is for apps
+    that look at them themselves. `models` asks the backend which build a model is. `observer` is told tier and outcome
+    of each request. A cache that the layer `owns` is closed with it, another one only written out.
+    """
+
+    def __init__(
+        self,
+        inner: Backend,
+        cache: ResponseCache,
+        *,
+        semantic: Mapping[str, Mode] | None = None,
+        tenant_header: str | None = None,
+        by_credentials: bool = False,
+        models: bool = True,
+        owns: bool = True,
+        observer: Observer | None = None,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        super().__init__(inner)
+        self.cache = cache
+        self._modes: dict[str, dict[Tier, Mode]] = {
+            model: {**cache.modes, "semantic": mode} for model, mode in (semantic or {}).items()
+        }
+        self._tenant_header = tenant_header.lower() if tenant_header else None
+        self._by_credentials = by_credentials
+        self._models = Models(inner.models, clock) if models else None
+        self._owns = owns
+        self._count = observer or _nobody
+        self._clock = clock
+        self._flights: dict[tuple[object, ...], tuple[Flight, RequestContext]] = {}
+        self._logged = False
+
+    async def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+        """Generate, or say again."""
+        async with aclosing(await self._answer(request)) as events:
+            async for event in events:
+                yield event
+
+    async def aclose(self) -> None:
+        """Close the backend, then the cache."""
+        if self._models is not None:
+            self._models.close()
+        await self.inner.aclose()
+        await asyncio.to_thread(self.cache.close if self._owns else self.cache.flush)
+
+    # ---- who answers ----
+
+    async def _answer(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+        try:
+            asked = await self._prepare(request)
+            key = _flight_key(asked, request)
+            if key is not None and key in self._flights:
+                return self._join(key, request)
+            found, events = await self._find(asked, request)
+        except Exception as error:  # whatever is wrong with the cache, the request is answered
+            self.failed("asked", error)
+            return self.inner.chat(request)
+        if found.hit is not None:
+            self._count(found.hit.tier, "hit")
+            request.context.headers[HEADER] = found.hit.header
+            request.context.headers["age"] = str(int(found.hit.age))
+            return _replay(events)
+        request.context.headers[HEADER] = found.header
+        if asked.eligibility.bypass:
+            self._count("none", "bypass")
+            return self.inner.chat(request)
+        if key is not None and key in self._flights:
+            return self._join(key, request)
+        self._count("semantic" if found.shadow else "none", "shadow" if found.shadow else "miss")
+        return self._fly(asked, found.shadow, request, key)
+
+    async def _prepare(self, request: ChatRequest) -> Request:
+        headers = request.context.client_headers
+        body = chat_body(request)
+        variant = [headers.get(name, "") for name in DECIDING_HEADERS]
+        model = None if self._models is None else await self._models.find(request.model)
+        if model is not None:
+            variant.append(model.digest)
+            if model.digest and "thinking" not in model.capabilities:  # without a digest, it is only a guess
+                body.pop("think", None)
+        return self.cache.prepare(
+            self._tenant(request.context),
+            body,
+            Controls.from_headers(headers.get("cache-control"), headers.get(TTL_HEADER)),
+            variant="\n".join(variant).strip(),
+        )
+
+    def _tenant(self, context: RequestContext) -> str | None:
+        headers = context.client_headers
+        parts = [context.tenant]
+        if self._by_credentials:
+            parts += [headers.get(name, "") for name in CREDENTIALS]
+        if self._tenant_header:
+            parts.append(headers.get(self._tenant_header, ""))
+        return "\x00".join(parts) if any(parts) else None
+
+    async def _find(self, asked: Request, request: ChatRequest) -> tuple[Found, list[ChatEvent]]:
+        found = await self.off_loop(self.cache.find, asked, self._modes.get(request.model))
+        if found.hit is None:
+            return found, []
+        try:
+            return found, replay_answer(found.hit.answer, in_pieces=request.stream)
+        except BadAnswer as error:
+            logger.debug("a stored answer is not used: %s", error)
+            return Found(), []
+
+    def _join(self, key: tuple[object, ...], request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+        flight, leader = self._flights[key]
+        self._count("exact", "shared")
+        return _read_along(flight, leader, request.context)
+
+    def _fly(
+        self, asked: Request, shadow: Hit | None, request: ChatRequest, key: tuple[object, ...] | None
+    ) -> AsyncGenerator[ChatEvent, None]:
+        landing = _Landing(self, asked, shadow, request.model)
+
+        def close() -> None:
+            if key is not None:
+                self._flights.pop(key, None)
+
+        flight = Flight(self.inner.chat(request), on_event=landing.see, on_end=landing.land, on_close=close)
+        if key is not None:
+            self._flights[key] = flight, request.context
+        return flight.read()
+
+    # ---- for a landing ----
+
+    async def off_loop(self, call: Callable[..., T], *arguments: Any) -> T:
+        """Call the cache: in a thread where its store or its embedder takes time."""
+        return await asyncio.to_thread(call, *arguments) if self.cache.may_block else call(*arguments)
+
+    def failed(self, doing: str, error: Exception) -> None:
+        """Step aside: count it, and say it once."""
+        self._count("none", "error")
+        level = logging.DEBUG if self._logged else logging.ERROR
+        self._logged = True
+        logger.log(level, "the cache could not be %s and stepped aside: %r", doing, error, exc_info=error)
+
+    def now(self) -> float:
+        """Seconds, as the layer's clock counts them."""
+        return self._clock()
+
+
+class _Landing:
+    """What becomes of one upstream answer: it is kept if it ended well, and compared with what would have been said."""
+
+    def __init__(self, layer: CacheLayer, asked: Request, shadow: Hit | None, route: str) -> None:
+        self._layer = layer
+        self._asked = asked
+        self._shadow = shadow
+        self._route = route
+        self._began = layer.now()
+        self._collector: Collector | None = Collector()
+        self._bytes = 0
+
+    def see(self, event: ChatEvent) -> None:
+        """Collect, as long as it may still fit."""
+        if self._collector is not None:
+            self._bytes += len(event.text) + len(event.reasoning)
+            if self._bytes > self._layer.cache.size:
+                self._collector = None
+            else:
+                self._collector.add(event)
+
+    async def land(self) -> None:
+        """The answer is there in full."""
+        if self._collector is None:
+            return
+        answer = self._collector.answer()
+        if not answer.complete:
+            return
+        try:
+            await self._layer.off_loop(self._keep, answer, self._layer.now() - self._began)
+        except Exception as error:  # the answer itself is well
+            self._layer.failed("filled", error)
+
+    def _keep(self, answer: ChatAnswer, seconds: float) -> None:
+        cache, asked, kept = self._layer.cache, self._asked, keep_answer(answer)
+        if asked.eligibility.read and "semantic" in asked.eligibility.tiers:
+            cache.record_shadow(asked, self._shadow, kept, route=self._route, seconds=seconds)
+        cache.keep(asked, kept)
+
+
+def _flight_key(asked: Request, request: ChatRequest) -> tuple[object, ...] | None:
+    """What identical requests in flight share; None where each is to have its own answer.
+
+    Those that ask for the luck of the draw are not served from one draw, and one that has a deadline may be refused
+    where another would wait."""
+    sampled = request.temperature is not None and request.temperature > 0 and request.seed is None
+    if not asked.eligibility.read or sampled or request.context.deadline is not None:
+        return None
+    return asked.key, asked.check, request.context.priority
+
+
+async def _replay(events: list[ChatEvent]) -> AsyncGenerator[ChatEvent, None]:
+    for event in events:
+        yield event
+
+
+async def _read_along(
+    flight: Flight, leader: RequestContext, context: RequestContext
+) -> AsyncGenerator[ChatEvent, None]:
+    """The events of another's request. Their bytes were made for its client, so they are left out, and so is its id."""
+    async with aclosing(flight.read()) as events:
+        first = True
+        async for event in events:
+            if first:
+                first = False
+                context.headers.update({HEADER: "hit-exact", "age": "0"})
+                if BACKEND_HEADER in leader.headers:
+                    context.headers[BACKEND_HEADER] = leader.headers[BACKEND_HEADER]
+            meta = None if event.meta is None else attrs.evolve(event.meta, id="")
+            yield attrs.evolve(event, wire=None, raw=None, meta=meta)

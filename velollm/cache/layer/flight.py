@@ -1,0 +1,132 @@
+"""Single-flight: one upstream call whose events several identical requests read, each at its own pace.
+
+    upstream ──▶ pump (a task of its own) ──▶ events kept ──▶ reader, reader, reader
+
+The pump belongs to nobody: when the request that began it leaves, the others still get theirs. It is cancelled when the
+last reader has left. It runs ahead of the fastest reader by a bounded number of events, so that a client which does not
+read holds the engine back as it would without us.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+
+from velollm.errors import BackendError
+from velollm.messages import ChatEvent
+
+__all__ = ["Flight"]
+
+AHEAD = 64
+# Bytes of events that are kept for requests that join late. Past them nobody joins any more.
+KEPT = 8 << 20
+_EVENT_COST = 200
+_TRIM_EVERY = 256
+
+
+class Flight:
+    """One call in the air. `on_event` sees every event in order, before any reader does; `on_end` is awaited when the
+    answer is there in full, before the readers are told; `on_close` is called once, when nobody may join any more."""
+
+    def __init__(
+        self,
+        upstream: AsyncGenerator[ChatEvent, None],
+        *,
+        on_event: Callable[[ChatEvent], None],
+        on_end: Callable[[], Awaitable[None]],
+        on_close: Callable[[], None],
+    ) -> None:
+        self._upstream = upstream
+        self._on_event, self._on_end, self._on_close = on_event, on_end, on_close
+        self._events: list[ChatEvent] = []
+        self._first = 0  # the number of the first event that is still kept
+        self._bytes = 0
+        self._open = True
+        self._done = False
+        self._error: Exception | None = None
+        self._places: dict[int, int] = {}
+        self._numbers = 0
+        self._news: asyncio.Event = asyncio.Event()
+        self._room: asyncio.Event = asyncio.Event()
+        self._pump: asyncio.Task[None] | None = None
+
+    async def read(self) -> AsyncGenerator[ChatEvent, None]:
+        """The events from the first on, for one more reader; raises what the upstream call raised.
+
+        The first reader starts the call. Each counts from its first step on."""
+        if self._pump is None:
+            self._pump = asyncio.get_running_loop().create_task(self._run())
+        self._numbers += 1
+        number = self._numbers
+        self._places[number] = self._first
+        try:
+            while True:
+                place = self._places[number]
+                if place < self._first + len(self._events):
+                    self._places[number] = place + 1
+                    self._room.set()
+                    yield self._events[place - self._first]
+                elif not self._done:
+                    await self._news.wait()
+                elif self._error is not None:
+                    raise self._error
+                else:
+                    return
+        finally:
+            await self._leave(number)
+
+    async def _leave(self, number: int) -> None:
+        del self._places[number]
+        self._room.set()
+        if self._places or self._pump is None or self._pump.done():
+            return
+        self._close()
+        self._pump.cancel()
+        await asyncio.wait({self._pump})
+
+    async def _run(self) -> None:
+        try:
+            async for event in self._upstream:
+                self._on_event(event)
+                self._add(event)
+                while self._is_far_ahead():
+                    self._room.clear()
+                    await self._room.wait()
+            await self._on_end()
+        except asyncio.CancelledError:
+            self._error = BackendError("the answer was broken off")
+        except Exception as error:  # it is the readers' to handle, each in its own task
+            self._error = error
+        finally:
+            await self._upstream.aclose()
+            self._done = True
+            self._close()
+            self._tell()
+
+    def _add(self, event: ChatEvent) -> None:
+        self._events.append(event)
+        self._bytes += _EVENT_COST + len(event.text) + len(event.reasoning) + len(event.raw or b"")
+        if self._bytes > KEPT:
+            self._close()
+        if not self._open and len(self._events) >= _TRIM_EVERY:
+            self._trim()
+        self._tell()
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+
+    def _is_far_ahead(self) -> bool:
+        fastest = max(self._places.values(), default=0)
+        return self._first + len(self._events) - fastest >= AHEAD
+
+    def _trim(self) -> None:
+        """Let go of what all readers have had."""
+        had = min(self._places.values(), default=self._first) - self._first
+        del self._events[:had]
+        self._first += had
+
+    def _close(self) -> None:
+        if self._open:
+            self._open = False
+            self._on_close()
