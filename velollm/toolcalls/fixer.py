@@ -15,7 +15,7 @@ from velollm.toolcalls.source import Source
 from velollm.toolcalls.structured import settle_structured
 from velollm.toolcalls.tools import ToolSet, compile_tools
 
-__all__ = ["Mode", "fix", "read_answer", "settle_calls", "twin_mark"]
+__all__ = ["Mode", "fix", "left_to_say", "read_answer", "settle_calls", "twin_mark"]
 
 Mode = Literal["repair", "strict"]
 
@@ -70,6 +70,15 @@ def read_answer(
     return FixResult(
         calls=calls, content=content, errors=answer.errors, repairs=+answer.repairs, reasoning=answer.reasoning
     )
+
+
+def left_to_say(content: str | None, flowed: str) -> str:
+    """What of `content` has not flowed yet. What flowed may have been reasoning: then all of it is still to be said."""
+    content = content or ""
+    for said in (flowed, flowed.rstrip()):
+        if content.startswith(said):
+            return content[len(said) :]
+    return content
 
 
 def _needs_repair(repairs: Counter[str]) -> FixError:

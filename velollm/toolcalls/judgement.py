@@ -53,10 +53,14 @@ class Found:
 
 
 class Judgement:
-    """Judges `found`, in the order of the text; `thoughts` and `refused` are spans in that order too."""
+    """Judges `found`, in the order of the text; `thoughts` and `refused` are spans in that order too.
 
-    def __init__(self, text: str, found: list[Found], thoughts: list[Span], refused: list[Span]) -> None:
+    Text before `flowed` has been passed on already: it stays as it is.
+    """
+
+    def __init__(self, text: str, flowed: int, found: list[Found], thoughts: list[Span], refused: list[Span]) -> None:
         self.text = text
+        self.flowed = flowed
         self.found = found
         self.thoughts = thoughts
         self.refused = refused
@@ -161,12 +165,14 @@ class Judgement:
                     parts.append(piece)
             pos = max(pos, high)
         said = "".join(parts).rstrip()
-        return None if not said or LABEL.fullmatch(said.strip()) else said
+        return None if not said or (not self.flowed and LABEL.fullmatch(said.strip())) else said
 
     def _cleaned(self, start: int, end: int) -> str:
         """The text of a span without leaked tokens; refused calls stay as they are."""
         text = self.text
-        if not any(text.find(mark, start, end) >= 0 for mark in ("<", "]", ">>>all")):
+        if start < self.flowed < end:
+            return text[start : self.flowed] + self._cleaned(self.flowed, end)
+        if end <= self.flowed or not any(text.find(mark, start, end) >= 0 for mark in ("<", "]", ">>>all")):
             return text[start:end]
         parts = []
         pos = start

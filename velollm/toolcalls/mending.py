@@ -19,7 +19,7 @@ import orjson
 from velollm.messages import ChatEvent, FinishReason, ToolCall, ToolCallDelta
 from velollm.toolcalls.arguments import read_arguments
 from velollm.toolcalls.fitting import Context, Mismatch
-from velollm.toolcalls.fixer import read_answer, settle_calls, twin_mark
+from velollm.toolcalls.fixer import left_to_say, read_answer, settle_calls, twin_mark
 from velollm.toolcalls.gate import Gate
 from velollm.toolcalls.policy import Policy
 from velollm.toolcalls.result import Call, FixError, FixResult
@@ -259,7 +259,7 @@ class ChoiceMender:
             left = text[len(flowed) :]
             self._left = left if alone or not left.isspace() else ""
             return []
-        self._left = (result.content or "").removeprefix(flowed)
+        self._left = left_to_say(result.content, flowed)
         self.report.repairs.update(result.repairs)
         self.report.repairs["raw_text"] += len(result.calls)
         return result.calls

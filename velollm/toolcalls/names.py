@@ -20,6 +20,7 @@ _PREFIX = re.compile(
     re.IGNORECASE,
 )
 _SUFFIX = re.compile(r"(?::\d{1,4}|_call_[0-9a-zA-Z]+|#\d+|\(\)|:call_[0-9a-zA-Z]+|\.call|\[\d+\])$")
+_BY_THE_BOOK = re.compile(r"functions\.[^.:\s]+(?::\d{1,4})?")  # as Kimi's and gpt-oss's own templates have it
 _NAMESPACE = re.compile(r"[./:]|__|--")
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_a-zA-Z]+")
 # fmt: off
@@ -86,7 +87,7 @@ class NameMap:
             return None
         bare = strip_name(name)
         if bare in self._exact:
-            return bare, "name_stripped"
+            return bare, "" if _BY_THE_BOOK.fullmatch(name) else "name_stripped"
         if not bare:
             return None
         if self._folded is None:

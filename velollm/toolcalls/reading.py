@@ -416,7 +416,7 @@ class Answer:
 
     def judge(self) -> tuple[list[Call], str | None]:
         """The calls that run, and the text beside them. No calls: the text is None, for it stays as it was."""
-        judgement = Judgement(self.text, self.found, self.thoughts, self.refused)
+        judgement = Judgement(self.text, self.start, self.found, self.thoughts, self.refused)
         spoken = judgement.spoken()
         self.errors += judgement.errors
         return [item.call for item in spoken], judgement.content(spoken) if spoken else None

@@ -6,7 +6,7 @@ from typing import Any
 
 from attrs import define
 
-from velollm.toolcalls.fixer import Mode, read_answer
+from velollm.toolcalls.fixer import Mode, left_to_say, read_answer
 from velollm.toolcalls.gate import Gate
 from velollm.toolcalls.result import FixResult
 from velollm.toolcalls.tools import compile_tools
@@ -64,9 +64,7 @@ class StreamFixer:
         result = read_answer(text, len(flowed), self._tools, finish_reason, dedupe=self._dedupe, mode=self._mode)
         self.result = result
         events: list[StreamEvent] = []
-        content = result.content or ""
-        # What flowed may turn out to have been reasoning: it is out, and only what follows it is left to say.
-        more = content.removeprefix(flowed)
+        more = left_to_say(result.content, flowed)
         if more:
             events.append(StreamEvent(text=more))
         for index, call in enumerate(result.calls):

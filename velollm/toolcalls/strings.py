@@ -6,7 +6,7 @@ import re
 
 from velollm.toolcalls.values import Unreadable
 
-__all__ = ["OPENERS", "decode_escapes", "read_string"]
+__all__ = ["DRIVE", "OPENERS", "decode_escapes", "read_string"]
 
 OPENERS = {
     '"': '"',
@@ -46,16 +46,29 @@ _NEXT_KEYWORD = re.compile(r"\s*[A-Za-z_]\w*\s*=(?!=)")
 _CLOSERS = re.compile(r"[\s}\])]*")
 _MARKUP = re.compile(r"</?[\w:]*(?:tool|func|arg|invoke|param|s>|end_of)|<[/]?[|｜]|```|\[/?TOOL|\]<\]")
 _ESCAPE = re.compile(r"\\(u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|.)", re.DOTALL)
+_PYTHON_ESCAPE = re.compile(r"\\(?:\\|(x[0-9a-fA-F]{2}|U[0-9a-fA-F]{8}))")
 _SIMPLE = {'"': '"', "\\": "\\", "/": "/", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "'": "'"}
-_DRIVE = re.compile(r"[A-Za-z]:\\(?!\\)")
+DRIVE = r"[A-Za-z]:\\(?![\\\"'/]|u[0-9a-fA-F]{4})"
+"""How a path on Windows begins whose backslashes nobody escaped."""
+
+_DRIVE = re.compile(DRIVE)
 
 
-def decode_escapes(raw: str) -> str:
+def _python_escape(match: re.Match[str]) -> str:
+    if match[1] is None:
+        return match[0]
+    code = int(match[1][1:], 16)
+    return chr(code) if code < 0x110000 and not 0xD800 <= code < 0xE000 else match[0]
+
+
+def decode_escapes(raw: str, *, python: bool = False) -> str:
     """Rule 11: an invalid escape keeps its backslash, and then `\\b`, `\\f` are literal; drive paths are too."""
     if "\\" not in raw:
         return raw
     if _DRIVE.match(raw):
         return raw.replace("\\\\", "\\").replace('\\"', '"')
+    if python:
+        raw = _PYTHON_ESCAPE.sub(_python_escape, raw)
     found = [match[1] for match in _ESCAPE.finditer(raw)]
     broken = any((len(item) == 1 and item not in _SIMPLE) or _is_surrogate(item) for item in found)
 
@@ -112,7 +125,8 @@ def read_string(text: str, pos: int, limit: int, place: str, depth: int) -> tupl
             continue
         if _ends_here(text, at + 1, limit, place, depth):
             body = text[pos + 1 : at]
-            return decode_escapes(body), at + 1, repaired or _is_odd(body)
+            python = place == "keyword" or quote == "'"
+            return decode_escapes(body, python=python), at + 1, repaired or _is_odd(body)
         repaired = True
         at += 1
 
