@@ -176,7 +176,7 @@ class EmbeddedBackend(Backend):
     async def models(self) -> list[ModelInfo]:
         """The one model, from its file; the engine need not run."""
         path, header = await self._model_file()
-        return [describe(self.model, path, header, make_plan(header, this_machine(), **self._options).context)]
+        return [describe(self.model, path, header, self._plan(header).context)]
 
     async def start(self) -> None:
         """Load the model."""
@@ -203,7 +203,21 @@ class EmbeddedBackend(Backend):
             await running.server.aclose()
             await running.process.stop()
 
-    # ---- the child ----
+    # ---- what the child is ----
+
+    def _plan(self, header: GGUF) -> Any:
+        """How the model is loaded: a class of attrs, with its `context`."""
+        return make_plan(header, this_machine(), **self._options)
+
+    def _process(self, parameters: dict[str, Any]) -> LlamaProcess:
+        """The child, not started yet."""
+        return LlamaProcess(parameters, name=self.name)
+
+    def _client(self, url: str, key: str) -> Backend:
+        """What talks to the child that serves `url`."""
+        return LlamaServerBackend(url, name=self.name, limits=self._limits, api_key=key, transport=self._transport)
+
+    # ---- its life ----
 
     async def _serving(self) -> _Running:
         """The running child. One start serves all who wait for it, and outlives those who leave."""
@@ -223,22 +237,18 @@ class EmbeddedBackend(Backend):
             await self._running.server.aclose()
             self._running = None
         path, header = await self._model_file()
-        plan = make_plan(header, this_machine(), **self._options)
+        plan = self._plan(header)
         key = secrets.token_urlsafe(32)  # other users of this machine could reach its port
         names = [self.model]
-        process = LlamaProcess({**attrs.asdict(plan), "path": str(path), "names": names, "key": key}, name=self.name)
+        process = self._process({**attrs.asdict(plan), "path": str(path), "names": names, "key": key})
         try:
             url = await process.start(self._start_timeout)
         except BackendError as error:
             self._crashes.add(loop.time(), error.message)
             raise
-        server = LlamaServerBackend(url, name=self.name, limits=self._limits, api_key=key, transport=self._transport)
-        self._running = _Running(process, server)
+        self._running = _Running(process, self._client(url, key))
         self._watching = asyncio.create_task(self._restart_after(self._running))
-        logger.info(
-            "%s is loaded: %d conversations at once, %d tokens of context each, %d threads",
-            self.name, 1 if plan.unified else plan.slots, plan.context, plan.threads,
-        )  # fmt: skip
+        logger.info("%s is loaded: %s", self.name, plan)
         return self._running
 
     async def _restart_after(self, running: _Running) -> None:
@@ -275,7 +285,7 @@ class EmbeddedBackend(Backend):
             logger.error("%s: llama.cpp does not answer any more; ending it", self.name)
             running.process.kill()
 
-    async def _ask(self, method: Callable[[LlamaServerBackend], Awaitable[T]]) -> T:
+    async def _ask(self, method: Callable[[Backend], Awaitable[T]]) -> T:
         running = await self._serving()
         try:
             return await method(running.server)
@@ -304,7 +314,7 @@ class EmbeddedBackend(Backend):
 @attrs.frozen
 class _Running:
     process: LlamaProcess
-    server: LlamaServerBackend
+    server: Backend
 
 
 def from_hub(url: str, **options: Any) -> EmbeddedBackend:

@@ -49,6 +49,10 @@ class Plan:
     pooling: str
     batch: int
 
+    def __str__(self) -> str:
+        slots = 1 if self.unified else self.slots
+        return f"{slots} conversations at once, {self.context} tokens of context each, {self.threads} threads"
+
 
 def make_plan(
     model: GGUF,

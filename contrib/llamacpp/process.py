@@ -35,10 +35,14 @@ LOG_LINE = re.compile(r"(?:[\d.]+ )?(?P<level>[DIWE]) (?P<words>.*)")
 
 
 class LlamaProcess:
-    """A llama-server started with `parameters` (those of `child.server_parameters`), called `name` in messages."""
+    """A llama-server started with `parameters` (those of `child.server_parameters`), called `name` in messages.
 
-    def __init__(self, parameters: Mapping[str, Any], *, name: str) -> None:
+    `child` is another program that is started and reports in the same way.
+    """
+
+    def __init__(self, parameters: Mapping[str, Any], *, name: str, child: Path = CHILD) -> None:
         self.name = name
+        self._child = child
         self.url = ""
         self.ended = asyncio.Event()
         self.log: deque[str] = deque(maxlen=LOG_LINES)
@@ -56,7 +60,7 @@ class LlamaProcess:
     async def start(self, seconds: float) -> str:
         """Start the child and return the URL it serves. Raises `BackendError` when it ends, or takes too long."""
         self._process = process = subprocess.Popen(  # noqa: ASYNC220, S603 (quick; our own file, no shell)
-            [sys.executable, "-P", str(CHILD)],
+            [sys.executable, "-P", str(self._child)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

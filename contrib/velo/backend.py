@@ -8,17 +8,18 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from velollm.backend import Backend, Capabilities, Limits
+from velollm.backend import Backend, Limits
 from velollm.contrib.llamacpp.local_model import describe, locate, model_name
 from velollm.contrib.llamacpp.plan import this_machine
 from velollm.contrib.velo.answer import ChoiceWriter
+from velollm.contrib.velo.capabilities import CAPABILITIES
 from velollm.contrib.velo.plan import EnginePlan, make_plan
 from velollm.contrib.velo.reading import PRIORITIES, Meant, read_prompt, read_request
 from velollm.contrib.velo.template import ChatTemplate
@@ -40,13 +41,10 @@ from velollm.messages import (
 )
 from velollm.models.gguf import GGUF, read_gguf
 
-__all__ = ["CAPABILITIES", "EngineBackend"]
+__all__ = ["EngineBackend"]
 
 logger = logging.getLogger("velollm.engine")
 
-CAPABILITIES = Capabilities(
-    dialects=frozenset(), json_schema=True, grammar=True, tools=True, tool_choice=True, tokenize=True, priority=True
-)
 LONG_TEXT = 20_000  # characters from which a prompt is read on a thread, so that the loop goes on
 # One thread that waits busily for its neighbours costs more than it gains as soon as a core is shared.
 WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
@@ -57,8 +55,8 @@ class EngineBackend(Backend):
 
     `ctx` is the longest conversation in tokens, `parallel` how many are computed at once, `kv_type` the type of the KV
     cache, `num_blocks` its size in blocks of 16 tokens, `batch` the largest step in tokens: by default what suits model
-    and machine. `aliases` are further names it answers to. Raises `ConfigError` when there is no such model, the file
-    is no usable GGUF, the extra is missing, or memory does not suffice.
+    and machine. `plan` is a plan that was made already; `aliases` are further names it answers to. Raises `ConfigError`
+    when there is no such model, the file is no usable GGUF, the extra is missing, or memory does not suffice.
     """
 
     capabilities = CAPABILITIES
@@ -71,6 +69,7 @@ class EngineBackend(Backend):
         limits: Limits = Limits(),
         aliases: Iterable[str] = (),
         folder: Path | None = None,
+        plan: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         self._wanted = model
@@ -79,7 +78,7 @@ class EngineBackend(Backend):
         self.aliases = frozenset(aliases)
         self.path = locate(model, folder)
         self.header: GGUF = read_gguf(self.path)
-        self.plan: EnginePlan = make_plan(self.header, this_machine(), **options)
+        self.plan = EnginePlan(**plan) if plan else make_plan(self.header, this_machine(), **options)
         self._loaded: _Loaded | None = None
         self._loading: asyncio.Task[_Loaded] | None = None
 
@@ -147,6 +146,11 @@ class EngineBackend(Backend):
         """Return when the model is loaded."""
         await self._ready_model()
 
+    async def pulse(self) -> None:
+        """Return when the engine is between two steps."""
+        loaded = await self._ready_model()
+        await loaded.engine.call(lambda: None)
+
     async def aclose(self) -> None:
         """Free the model. The next request loads it again."""
         if self._loading is not None:
@@ -175,11 +179,7 @@ class EngineBackend(Backend):
     def _note(self, task: asyncio.Task[_Loaded]) -> None:
         if not task.cancelled() and task.exception() is None:
             self._loaded = task.result()
-            plan = self.plan
-            logger.info(
-                "%s is loaded: conversations of up to %d tokens, %d blocks of %d for all of them, %d threads",
-                self.name, plan.context, plan.num_blocks, 16, plan.threads,
-            )  # fmt: skip
+            logger.info("%s is loaded: %s", self.name, self.plan)
 
     def _spec(self, request: ChatRequest, meant: Meant) -> JobSpec:
         context = request.context

@@ -28,6 +28,12 @@ class EnginePlan:
     kv_type: str
     swap_tokens: int
 
+    def __str__(self) -> str:
+        return (
+            f"conversations of up to {self.context} tokens, {self.num_blocks * BLOCK_SIZE} tokens for all of them "
+            f"together, {self.max_running} at once, {self.threads} threads"
+        )
+
 
 def make_plan(
     model: GGUF,

@@ -1,0 +1,49 @@
+"""The engine in a child process, which is started anew when it crashes: a fault in native code ends no server."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from velollm.backend import Backend
+from velollm.contrib.llamacpp.embedded import EmbeddedBackend
+from velollm.contrib.llamacpp.plan import this_machine
+from velollm.contrib.llamacpp.process import LlamaProcess
+from velollm.contrib.velo.capabilities import CAPABILITIES
+from velollm.contrib.velo.client import EngineClient
+from velollm.contrib.velo.plan import EnginePlan, make_plan
+from velollm.models.gguf import GGUF
+
+__all__ = ["ServedEngine"]
+
+CHILD = Path(__file__).with_name("child.py")
+
+
+class ServedEngine(EmbeddedBackend):
+    """The model `model`, in the words and with the options of `EmbeddedBackend` (without `unified`), run by our engine.
+
+    `num_blocks` is the size of the KV cache in blocks of 16 tokens, `batch` the largest step in tokens.
+    """
+
+    capabilities = CAPABILITIES
+
+    def __init__(self, model: str, *, num_blocks: int | None = None, batch: int | None = None, **options: Any) -> None:
+        super().__init__(model, **options)
+        del self._options["unified"]
+        self._options |= {"num_blocks": num_blocks, "batch": batch}
+        if self._file is not None:
+            self._plan(self._file[1])  # what cannot be is said now
+
+    def _plan(self, header: GGUF) -> EnginePlan:
+        return make_plan(header, this_machine(), **self._options)
+
+    def _process(self, parameters: dict[str, Any]) -> LlamaProcess:
+        plan = {field.name: parameters.pop(field.name) for field in attrs.fields(EnginePlan)}
+        known = {"plan": plan, "name": self.name, "sys_path": sys.path}
+        return LlamaProcess({**parameters, **known}, name=self.name, child=CHILD)
+
+    def _client(self, url: str, key: str) -> Backend:
+        return EngineClient(url, key, name=self.name, limits=self._limits)
