@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import logging
 from collections.abc import Iterator
@@ -22,6 +23,14 @@ QUESTION = {"model": "tiny", "messages": [{"role": "user", "content": "my secret
 ANSWER = ["my", " secret", " answer"]
 
 
+class Out(io.StringIO):
+    """What was logged, up to now."""
+
+    def getvalue(self) -> str:
+        logging.getLogger().handlers[0].flush()
+        return super().getvalue()
+
+
 @pytest.fixture
 def log() -> Iterator[Any]:
     """A function that sets the log up and returns what it writes to; everything is put back at the end."""
@@ -30,7 +39,7 @@ def log() -> Iterator[Any]:
               logging.logMultiprocessing)  # fmt: skip
 
     def configure(style: str, level: str = "debug") -> io.StringIO:
-        out = io.StringIO()
+        out = Out()
         configure_logging(level, style, out)
         return out
 
@@ -134,3 +143,42 @@ def test_an_exception_stays_one_entry(log: Any) -> None:
         assert "it failed:\\nbadly" in first
         assert all(line.startswith("    ") for line in rest)
         assert bool(rest) == (style == "text")
+
+
+async def test_lines_in_quick_succession_are_written_together(log: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, writes = log("text"), []
+    monkeypatch.setattr(out, "write", lambda text: writes.append(text.count("\n")))
+    logger = logging.getLogger("velollm.test")
+    for _ in range(3):
+        logger.info("line")
+    assert writes == []
+    await asyncio.sleep(0.1)
+    assert writes == [3]
+    logger.info("line")
+    logger.warning("this cannot wait")
+    assert writes == [3, 2]
+    await asyncio.sleep(0.1)
+    assert writes == [3, 2]
+
+
+def test_without_a_loop_every_line_is_written_at_once(log: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, writes = log("text"), []
+    monkeypatch.setattr(out, "write", writes.append)
+    logging.getLogger("velollm.test").info("line")
+    assert len(writes) == 1
+
+
+async def test_a_factory_of_the_programs_own_is_asked_for_every_line(log: Any) -> None:
+    out = log("json")
+
+    class Own(logging.LogRecord):
+        def getMessage(self) -> str:
+            return "own " + super().getMessage()
+
+    before = logging.getLogRecordFactory()
+    logging.setLogRecordFactory(Own)
+    try:
+        await ask(served(ScriptedBackend()), "POST", CHAT, QUESTION)
+    finally:
+        logging.setLogRecordFactory(before)
+    assert orjson.loads(out.getvalue())["message"] == "own request"

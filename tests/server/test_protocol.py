@@ -326,6 +326,21 @@ async def test_a_client_that_leaves_ends_the_work() -> None:
     assert backend.cancelled == 2
 
 
+async def test_a_kept_connection_is_closed_in_the_end(backend: ScriptedBackend) -> None:
+    async with serve(served(backend), protocol=Impatient) as server, server.connect() as connection:
+        server.server.config.timeout_keep_alive = 0.2  # type: ignore[assignment]
+        async with server.connect() as kept:
+            kept.send(GET)
+            assert (await kept.answer())[0] == 200
+            await asyncio.sleep(0.1)
+            kept.send(GET)
+            assert (await kept.answer())[0] == 200, "every request begins the wait anew"
+            begin = asyncio.get_running_loop().time()
+            assert await kept.rest(2) == b""
+            assert 0.1 < asyncio.get_running_loop().time() - begin < 0.5
+        assert await connection.rest() == b""
+
+
 async def test_many_idle_connections_cost_nobody_anything(server: Served) -> None:
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(300):

@@ -15,7 +15,7 @@ import attrs
 
 from velollm.admission.keys import CURRENT, Key
 from velollm.admission.rates import Charge, Meter
-from velollm.admission.urgency import read_urgency
+from velollm.admission.urgency import read_urgency, says_urgency
 from velollm.backend import Backend, HttpRequest, HttpResponse, Layer
 from velollm.errors import AuthenticationError, PermissionDenied, RateLimited
 from velollm.messages import (
@@ -57,8 +57,13 @@ class AdmissionLayer(Layer):
         self._clock = clock
         self._meters: OrderedDict[str, Meter] = OrderedDict()
 
-    async def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
-        """Generate, if the key allows it."""
+    def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+        """Generate, if the key allows it. Where there are no keys and nothing is said of urgency, nothing is done."""
+        if CURRENT.get() is None and self._keys is None and not says_urgency(request.context, request.extra):
+            return self.inner.chat(request)
+        return self._chat(request)
+
+    async def _chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         request, key = await self._admit(request)
         charge = self._charge(key, request.context, _expected(request))
         used: int | None = None

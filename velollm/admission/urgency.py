@@ -10,7 +10,7 @@ from velollm.admission.keys import CLASSES, Key, Priority
 from velollm.errors import RequestError
 from velollm.messages import RequestContext
 
-__all__ = ["read_urgency"]
+__all__ = ["read_urgency", "says_urgency"]
 
 PRIORITY_HEADER = "x-velollm-priority"
 DEADLINE_HEADER = "x-velollm-deadline-ms"
@@ -28,6 +28,12 @@ def read_urgency(context: RequestContext, extra: Mapping[str, Any], key: Key | N
     if text is not None:
         deadline = context.marks.get("received", now) + _milliseconds(text) / 1000
         context.deadline = deadline if context.deadline is None else min(context.deadline, deadline)
+
+
+def says_urgency(context: RequestContext, extra: Mapping[str, Any]) -> bool:
+    """Whether `read_urgency` would find anything without a key."""
+    headers = context.client_headers
+    return PRIORITY_HEADER in headers or DEADLINE_HEADER in headers or "priority" in extra
 
 
 def _header(headers: Mapping[str, str]) -> Priority | None:

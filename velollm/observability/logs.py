@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import sys
 import time
+from contextlib import nullcontext
 from typing import Any, TextIO
 
 import orjson
@@ -14,6 +16,7 @@ from velollm.errors import VeloError
 
 __all__ = ["JsonFormatter", "TextFormatter", "configure_logging"]
 
+FLUSH_SECONDS = 0.05
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 ODD = re.compile(r'[\s"=]|^$')
 
@@ -23,7 +26,7 @@ def configure_logging(level: str, style: str = "text", stream: TextIO | None = N
 
     Other packages are heard from WARNING on. For the command line; a program that mounts VeloLLM has its own.
     """
-    handler = logging.StreamHandler(stream or sys.stderr)
+    handler = LineHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     handler.addFilter(_without_expected)
     root = logging.getLogger()
@@ -34,6 +37,48 @@ def configure_logging(level: str, style: str = "text", stream: TextIO | None = N
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     if sys.version_info >= (3, 12):
         logging.logAsyncioTasks = False  # type: ignore[attr-defined]
+
+
+class LineHandler(logging.StreamHandler[TextIO]):
+    """Writes lines that come in quick succession together: at most a moment late, warnings at once.
+
+    Without a running event loop, every line is written when it comes.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._lines: list[str] = []
+        self._due = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the line, and see to it that it is written."""
+        try:
+            self._lines.append(self.format(record) + self.terminator)
+            if self._due and record.levelno < logging.WARNING:
+                return
+            self._due = record.levelno < logging.WARNING and self._flush_soon()
+            if not self._due:
+                self.flush()
+        except Exception:
+            self.handleError(record)
+
+    def _flush_soon(self) -> bool:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return False
+        loop.call_later(FLUSH_SECONDS, self.flush)
+        return True
+
+    def flush(self) -> None:
+        """Write what there is; logging does it as well when the process ends."""
+        with self.lock or nullcontext():
+            self._due = False
+            if self._lines:
+                text = "".join(self._lines)
+                self._lines.clear()
+                self.stream.write(text)
+            super().flush()
 
 
 def _without_expected(record: logging.LogRecord) -> bool:

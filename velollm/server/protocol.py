@@ -40,7 +40,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._seen = self._in_head = self._in_body = self._deaf = False
         self._hosts = 0
         self._head_bytes = self._window_bytes = self._fruitless = 0
-        self._since = self._window_start = self.loop.time()
+        self._since = self._window_start = self._idle_since = self.loop.time()
         self._timer: asyncio.TimerHandle | None = self.loop.call_later(self.check_every, self._check)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -67,7 +67,7 @@ class GuardedProtocol(HttpToolsProtocol):
                 self._answer(431, "request_too_large", f"beside its body, a request may have {self.most_head} bytes")
             elif self.cycle.transport is self.transport:
                 self.cycle.transport = _Lingering(self)  # type: ignore[assignment]
-        elif self.timeout_keep_alive_task is None and self._is_idle():
+        elif self._is_idle():
             self._begin_head()  # empty lines: the next request is due now
         else:
             return
@@ -81,6 +81,20 @@ class GuardedProtocol(HttpToolsProtocol):
     def _begin_head(self) -> None:
         self._in_head = True
         self._since = self.loop.time()
+
+    def on_response_complete(self) -> None:
+        """As uvicorn has it, but for the timer of idle connections, which `_check` takes over."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)
+            return
+        self._idle_since = self.loop.time()
+        if self._timer is None:
+            self._timer = self.loop.call_later(self.check_every, self._check)
 
     def on_message_begin(self) -> None:
         self._seen = True
@@ -198,7 +212,10 @@ class GuardedProtocol(HttpToolsProtocol):
                     self._too_slow()
                     return
                 self._window_start, self._window_bytes = now, 0
-        else:
+        elif not self._is_idle():
+            return
+        elif now - self._idle_since >= self.timeout_keep_alive:
+            self.transport.close()
             return
         self._timer = self.loop.call_later(self.check_every, self._check)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import os
 import signal
@@ -29,6 +30,7 @@ logger = logging.getLogger("velollm.server")
 KEEP_ALIVE_SECONDS = 75
 FORCED_SECONDS = 0.7
 BACKLOG = 2048
+GC_THRESHOLDS = (10_000, 20, 20)
 
 
 class Server(uvicorn.Server):
@@ -42,6 +44,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, then tell who asked to be told; that may take its time."""
         await super().startup(sockets=sockets)
+        _settle_down()
         if self.started and self._on_start is not None:
             self.background = asyncio.create_task(self._tell(self._on_start))
 
@@ -82,6 +85,18 @@ class Server(uvicorn.Server):
         timer = threading.Timer(FORCED_SECONDS, os._exit, (1,))  # whatever still hangs
         timer.daemon = True
         timer.start()
+
+
+def _settle_down() -> None:
+    """Spare every request what a process that serves for days does not need.
+
+    What was made so far is not looked at again by the collector of garbage, which comes round less often; and streams
+    are not registered one by one for the end of the loop (the hook for those that were dropped half-way stays).
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+    sys.set_asyncgen_hooks(firstiter=None)
 
 
 def bind(host: str, port: int) -> list[socket.socket]:
