@@ -16,10 +16,12 @@ from velollm._version import __version__
 
 if TYPE_CHECKING:
     from velollm.backend import Backend, open_backend
+    from velollm.hardware import detect
     from velollm.messages import ChatEvent, ChatRequest, Message
     from velollm.middleware import VeloLLM
+    from velollm.tuning import tune
 
-__all__ = ["Backend", "ChatEvent", "ChatRequest", "Message", "VeloLLM", "__version__", "open_backend"]
+__all__ = ["Backend", "ChatEvent", "ChatRequest", "Message", "VeloLLM", "__version__", "detect", "open_backend", "tune"]
 
 _HOME = {
     "Backend": "velollm.backend",
@@ -27,7 +29,9 @@ _HOME = {
     "ChatRequest": "velollm.messages",
     "Message": "velollm.messages",
     "VeloLLM": "velollm.middleware",
+    "detect": "velollm.hardware",
     "open_backend": "velollm.backend",
+    "tune": "velollm.tuning",
 }
 
 # A checkout keeps contrib/ and cuda/ beside the package, a wheel has them inside.

@@ -20,6 +20,9 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "serve": ("velollm.commands.serve", "run the proxy in front of an engine"),
     "models": ("velollm.commands.models", "list, install, show and remove local models"),
     "detect": ("velollm.commands.detect", "say what this machine is"),
+    "tune": ("velollm.commands.tune", "configure an engine for this machine"),
+    "optimize": ("velollm.commands.tune", "the same as tune"),
+    "profiles": ("velollm.commands.profiles", "share tuned settings"),
     "keys": ("velollm.commands.keys", "add, list and revoke API keys"),
 }
 EXAMPLES = """\

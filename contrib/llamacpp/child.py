@@ -52,6 +52,9 @@ def server_parameters(library: Any, given: dict[str, Any]) -> Any:
     kind = getattr(library.ggml_type, f"GGML_TYPE_{given['kv_type'].upper()}")
     parameters.cache_type_k = kind
     parameters.cache_type_v = kind
+    if given.get("flash_attention", "auto") != "auto":
+        name = "ENABLED" if given["flash_attention"] == "on" else "DISABLED"
+        parameters.flash_attn_type = getattr(library.llama_flash_attn_type, f"LLAMA_FLASH_ATTN_TYPE_{name}")
     parameters.embedding = True
     if given["pooling"]:
         parameters.pooling_type = getattr(library.llama_pooling_type, f"LLAMA_POOLING_TYPE_{given['pooling'].upper()}")

@@ -1,0 +1,233 @@
+"""`velollm tune`: settings for an engine, with reasons; written, measured, searched for, undone."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import attrs
+import orjson
+
+from velollm.errors import ConfigError
+from velollm.hardware import LocalHost, Machine, detect
+from velollm.hardware.engines import run_apart
+from velollm.tuning import TARGETS, Target, tune
+from velollm.tuning.applying import apply, undo
+from velollm.tuning.llama_server import parse_flags
+from velollm.tuning.measuring import Load, measure
+from velollm.tuning.ollama import DEFAULTS
+from velollm.tuning.places import find_place, state_folder
+from velollm.tuning.rendering import FORMATS, render
+from velollm.tuning.searching import Values, candidates, knobs, search
+from velollm.tuning.trials import EmbeddedTrial, LlamaServerTrial, OllamaTrial, Trial
+from velollm.tuning.tuner import engine_binary, engine_help, find_model
+from velollm.tuning.verifying import Verdict, verify
+
+__all__ = ["configure", "run"]
+
+EXAMPLES = """\
+examples:
+  velollm tune ollama --clients 8                    what to set, and why
+  velollm tune ollama --format systemd               the same as a drop-in for systemd
+  velollm tune ollama --clients 8 --apply --verify   measure it against the defaults; write it if it pays
+  velollm tune ollama --undo                         put back what was there before
+  velollm tune llama-server --model model.gguf --search --budget 300
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `velollm tune`."""
+    parser.description = "The settings that an engine should have on this machine, each with its reason."
+    parser.epilog = EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("target", nargs="?", choices=TARGETS, default="ollama", help="what to tune (default: ollama)")
+    parser.add_argument("--model", help="an installed model or a GGUF file (default: what is loaded, or installed)")
+    parser.add_argument("--clients", type=int, default=4, help="how many ask at once (default: 4)")
+    parser.add_argument("--context", type=int, metavar="TOKENS", help="the longest conversation")
+    parser.add_argument("--format", choices=sorted(FORMATS), default="shell", help="the form of the output")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--apply", action="store_true", help="write it where the service reads it, and keep a backup")
+    parser.add_argument("--undo", action="store_true", help="put back what --apply replaced")
+    parser.add_argument("--force", action="store_true", help="with --undo: even if the file was edited since")
+    parser.add_argument("--to", type=Path, metavar="FILE", help="with --apply: write this file instead")
+    parser.add_argument(
+        "--verify", action="store_true", help="measure before and after in turns; keep it only if it pays"
+    )
+    parser.add_argument("--search", action="store_true", help="try what arithmetic cannot settle (threads, batch, ...)")
+    parser.add_argument(
+        "--budget", type=float, default=120.0, metavar="SECONDS", help="time for --search (default: 120)"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of --verify (default: 3)")
+    parser.add_argument("--tokens", type=int, default=48, help="length of a measured answer (default: 48)")
+    parser.add_argument("--binary", metavar="PATH", help="the engine's program, where it is not on the PATH")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Tune: 0 when it was done (or kept), 1 when it could not be, or did not pay."""
+    host = LocalHost()
+    state = state_folder(host)
+    try:
+        if args.undo:
+            return _undo(args, state)
+        if args.clients < 1 or args.rounds < 1 or args.tokens < 1 or args.budget <= 0:
+            raise ConfigError("--clients, --rounds, --tokens and --budget must be above 0")
+        machine = detect(host, bandwidth=False)
+        job = _Job(args, host, machine)
+        return job.run(state)
+    except ConfigError as error:
+        sys.stderr.write(f"velollm tune: {error.message}\n")
+        return 1
+
+
+class _Job:
+    """One call: the tuning, improved by a search, judged by a verification, written where it is read."""
+
+    def __init__(self, args: argparse.Namespace, host: LocalHost, machine: Machine) -> None:
+        self.args = args
+        self.host = host
+        self.machine = machine
+        self.target: Target = args.target
+        self.tuning = tune(
+            self.target, model=args.model, clients=args.clients, context=args.context, machine=machine, host=host
+        )
+        self.load = Load(clients=args.clients, tokens=args.tokens)
+        self.verdict: Verdict | None = None
+        self.searched: dict[str, Any] | None = None
+
+    def run(self, state: Path) -> int:
+        """Do what was asked, and say what came of it."""
+        if self.args.search:
+            self._search()
+        if self.args.verify:
+            self.verdict = verify(
+                self._trial(self._defaults()), self._trial(self.tuning.values), self.load,
+                rounds=self.args.rounds, say=_say,
+            )  # fmt: skip
+            self.tuning = attrs.evolve(self.tuning, gain=round(self.verdict.gain, 3))
+        applied = None
+        kept = self.verdict is None or self.verdict.kept
+        if self.args.apply and kept:
+            place = find_place(self.target, self.host, named=self.args.to)
+            form = place.form if place.form in FORMATS else "shell"
+            written = apply(self.tuning, place, self._text(form), state)
+            applied = {"path": str(written.path), "then": place.then, "backup": written.previous is not None}
+        self._print(applied)
+        return 0 if kept else 1
+
+    def _text(self, form: str) -> str:
+        variables = parse_flags(self._help()) if self.target == "llama-server" else {}
+        return render(self.tuning, form, variables={name: value for name, value in variables.items() if value})
+
+    def _help(self) -> str:
+        return engine_help(self.target, self.host, self.machine)
+
+    def _print(self, applied: dict[str, Any] | None) -> None:
+        if self.args.json:
+            facts = attrs.asdict(self.tuning, recurse=True) | {
+                "applied": applied,
+                "search": self.searched,
+                "verify": attrs.asdict(self.verdict) if self.verdict is not None else None,
+            }
+            sys.stdout.write(orjson.dumps(facts, option=orjson.OPT_INDENT_2).decode() + "\n")
+            return
+        if not self.args.apply:
+            sys.stdout.write(self._text(self.args.format))
+        for note in self.tuning.notes:
+            _say(f"note: {note}")
+        if self.verdict is not None:
+            _say(self.verdict.words)
+        if applied is not None:
+            sys.stdout.write(f"written: {applied['path']}\nnow: {applied['then']}\n")
+            sys.stdout.write(f"to go back: velollm tune {self.target} --undo\n")
+
+    # ---- trials ----
+
+    def _defaults(self) -> dict[str, str]:
+        if self.target == "ollama":
+            return dict(DEFAULTS)
+        if self.target == "velo":
+            return {"slots": "1"}
+        context = int(self.tuning.values.get("--ctx-size", "4096")) // int(self.tuning.values.get("--parallel", "1"))
+        return {"--parallel": "1", "--ctx-size": str(context)}
+
+    def _trial(self, values: Values) -> Trial:
+        """An engine of our own with these settings, beside the one that serves."""
+        binary = self.args.binary or engine_binary(self.target, self.host, self.machine)
+        name, path = find_model(self.args.model, self.machine)
+        if self.target == "ollama":
+            if binary is None:
+                raise ConfigError("ollama is not on the PATH: name its program with --binary to measure it")
+            return OllamaTrial(binary, _ollama_name(name, self.machine), values, os.environ)
+        if path is None:
+            raise ConfigError("a measurement needs a model: say --model, or `velollm models install smollm2`")
+        if self.target == "llama-server" and binary is not None:
+            return LlamaServerTrial(binary, path, values, os.environ)
+        slots = {"slots": str(min(self.load.clients, 4))} if self.target == "velo" else {}
+        return EmbeddedTrial(path, {**slots, **values}, os.environ)
+
+    def _search(self) -> None:
+        options = candidates(self.tuning, knobs(self.tuning, self.machine))
+        if self.target == "ollama":
+            options = [{**self.tuning.values, **values} for values in options]
+
+        def evaluate(values: Values, effort: int) -> float:
+            try:
+                with self._trial({**self.tuning.values, **values}) as trial:
+                    found = [
+                        run_apart(measure(trial.url, trial.kind, trial.model, self.load, key=trial.key, seed=seed))
+                        for seed in range(1, effort + 1)
+                    ]
+            except ConfigError as error:
+                _say(f"{_short(values, self.tuning.values)}: {error.message.splitlines()[-1][:120]}")
+                return 0.0
+            score = fmean(one.throughput for one in found) if not any(one.failed for one in found) else 0.0
+            _say(f"{score:8.1f} tokens/s  {_short(values, self.tuning.values)}")
+            return score
+
+        found = search(options, evaluate, budget=self.args.budget, clock=time.monotonic)
+        self.searched = {
+            "trials": found.trials,
+            "score": found.score,
+            "start_score": found.start_score,
+            "values": dict(found.values),
+        }
+        if found.score > found.start_score:
+            gain = found.score / found.start_score if found.start_score else 0.0
+            why = f"the best of {found.trials} trials ({found.score:.1f} tokens/s, {gain:.2f} x the computed settings)"
+            changed = {name: value for name, value in found.values.items() if self.tuning.values.get(name) != value}
+            self.tuning = self.tuning.with_values(changed, why)
+
+
+def _undo(args: argparse.Namespace, state: Path) -> int:
+    undone = undo(args.target, state, force=args.force)
+    what = "put back" if undone.previous is not None else "removed"
+    if args.json:
+        sys.stdout.write(orjson.dumps({"path": str(undone.path), "done": what}).decode() + "\n")
+    else:
+        sys.stdout.write(f"{what}: {undone.path}\nrestart {args.target} for it to take effect\n")
+    return 0
+
+
+def _ollama_name(name: str, machine: Machine) -> str:
+    """The name under which Ollama knows a model; the loaded or the first one for none."""
+    engine = next((one for one in machine.engines if one.kind == "ollama"), None)
+    known = engine.models if engine is not None else ()
+    if name and not name.endswith(".gguf"):
+        return name
+    if known:
+        return known[0]
+    raise ConfigError("a measurement needs a model that Ollama has: say --model NAME")
+
+
+def _short(values: Values, known: Values) -> str:
+    changed = {name: value for name, value in values.items() if known.get(name) != value}
+    return " ".join(f"{name}={value}" for name, value in changed.items()) or "as computed"
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
