@@ -10,7 +10,8 @@ from support.machines import RecordedHost
 
 from velollm.discovery import Found
 from velollm.hardware import engines
-from velollm.hardware.engines import read_engine, run_apart
+from velollm.hardware.apart import run_apart
+from velollm.hardware.engines import read_engine
 from velollm.hardware.processes import clients, engine_processes, listening
 
 MACHINE = r"""

@@ -15,7 +15,7 @@ import orjson
 
 from velollm.errors import ConfigError
 from velollm.hardware import LocalHost, Machine, detect
-from velollm.hardware.engines import run_apart
+from velollm.hardware.apart import run_apart
 from velollm.tuning import TARGETS, Target, tune
 from velollm.tuning.applying import apply, undo
 from velollm.tuning.llama_server import parse_flags

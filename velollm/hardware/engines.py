@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Coroutine, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 
 from velollm.discovery import ENGINES, Found, find_engines, ollama_address
+from velollm.hardware.apart import run_apart
 from velollm.hardware.host import Host
 from velollm.hardware.machine import Engine, LoadedModel
 from velollm.hardware.processes import Process, engine_processes
 
-__all__ = ["find_running", "read_engine", "run_apart"]
-
-T = TypeVar("T")
+__all__ = ["find_running", "read_engine"]
 
 SECONDS = 0.5
 MOST_NAMES = 500
@@ -37,16 +35,6 @@ def find_running(host: Host, urls: Iterable[str] = (), seconds: float = SECONDS)
     for process in processes:
         wanted[_url(process)] = None
     return run_apart(_ask_all(list(dict.fromkeys([*wanted, *ENGINES])), processes, seconds))
-
-
-def run_apart(job: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end, also where a loop runs already in this thread."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(job)
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, job).result()
 
 
 async def _ask_all(urls: list[str], processes: list[Process], seconds: float) -> tuple[Engine, ...]:

@@ -8,7 +8,7 @@ from statistics import median
 import attrs
 
 from velollm.errors import ConfigError
-from velollm.hardware.engines import run_apart
+from velollm.hardware.apart import run_apart
 from velollm.tuning.measuring import Load, Measurement, measure, middle
 from velollm.tuning.trials import Trial
 
