@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from velollm.toolcalls.families import FAMILIES, Family
+from velollm.toolcalls.families import FAMILIES, Family, Read
 from velollm.toolcalls.native import SPECIAL_TOKEN
 from velollm.toolcalls.tools import ToolSet
 
@@ -60,7 +60,7 @@ def _union(patterns: list[str]) -> str:
 
 
 _own: list[Family] = [family for family in FAMILIES if family.read is not None and family.special]
-READERS = {f"own{index}": family.read for index, family in enumerate(_own)}
+READERS: dict[str, Read] = {f"own{index}": family.read for index, family in enumerate(_own) if family.read is not None}
 """Group of `MARK` → the reader of the family whose marker it is; other groups are read by the general reader."""
 
 MARK = re.compile(
