@@ -268,9 +268,10 @@ class Dispatcher:
     def _expired(self, now: float) -> Iterator[Step]:
         while self._checks and self._checks[0][0] <= now:
             job = heapq.heappop(self._checks)[2]
-            if job.state != "waiting":
-                continue
             timed_out = job.expires is not None and job.expires <= now
+            late = job.deadline is not None and job.deadline <= now
+            if job.state != "waiting" or not (timed_out or late):  # an answered job that waits again has no limits
+                continue
             error = self._timed_out(job, now) if timed_out else self._unreachable(job, now)
             self._leave_queue(job)
             yield self._refuse(job, error)
