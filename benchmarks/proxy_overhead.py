@@ -150,6 +150,7 @@ def litellm(python: Path, folder: Path, upstream: int) -> tuple[list[str], int, 
     (folder / "litellm.json").write_text(json.dumps(config))  # JSON is YAML
     command = [str(python.parent / "litellm"), "--config", str(folder / "litellm.json"), "--host", "127.0.0.1"]
     env = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MODE": "PRODUCTION", "LITELLM_LOG": "ERROR"}
+    env["LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY"] = "true"  # it listens on loopback, for a moment
     return [*command, "--port", str(port), "--num_workers", "1"], port, env
 
 
