@@ -26,6 +26,11 @@ _ALIASES = {
     "str": "string", "text": "string", "varchar": "string", "bool": "boolean",
     "dict": "object", "map": "object", "list": "array", "tuple": "array", "none": "null",
 }  # fmt: skip
+_LOGIC = frozenset({"$ref", "enum", "const", "anyOf", "oneOf", "allOf", "not", "if", "dependentRequired"})
+_MEASURES = frozenset({
+    "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength", "pattern",
+    "minItems", "maxItems", "uniqueItems", "contains", "minProperties", "maxProperties",
+})  # fmt: skip
 _TYPES = frozenset({"string", "integer", "number", "boolean", "object", "array", "null"})
 
 
@@ -66,7 +71,10 @@ class Schema:
 class Node:
     """One schema or subschema."""
 
-    __slots__ = ("_keys", "_owner", "_pattern", "_pattern_read", "closed", "required", "spec", "types", "verdict")
+    __slots__ = (
+        "_keys", "_measured", "_owner", "_pattern", "_pattern_read", "_simple", "properties", "required", "spec",
+        "types", "verdict",
+    )  # fmt: skip
 
     def __init__(self, owner: Schema, spec: Any) -> None:
         self._owner = owner
@@ -80,17 +88,15 @@ class Node:
         self.required: tuple[str, ...] = (
             tuple(key for key in required if isinstance(key, str)) if isinstance(required, list) else ()
         )
-        self.closed = self.spec.get("additionalProperties") is False
+        properties = self.spec.get("properties")
+        self.properties: Mapping[str, Any] = properties if isinstance(properties, Mapping) else {}
+        self._simple = self.verdict is None and self.spec.keys().isdisjoint(_LOGIC)
+        self._measured = not self.spec.keys().isdisjoint(_MEASURES)
 
     # -- structure
 
     def child(self, part: Any) -> Node:
         return self._owner.node(part)
-
-    @property
-    def properties(self) -> Mapping[str, Any]:
-        found = self.spec.get("properties")
-        return found if isinstance(found, Mapping) else {}
 
     @property
     def keys(self) -> KeyMap:
@@ -149,6 +155,9 @@ class Node:
             Mismatch: it cannot be had by the coercions of the contract.
         """
         ctx.spend()
+        if self._simple:
+            value = self._fit_type(value, ctx, path)
+            return self._checked(value, ctx, path) if self._measured else value
         if self.verdict is False:
             raise Mismatch(path, "not allowed")
         if "$ref" in self.spec:
@@ -278,7 +287,7 @@ class Node:
         """Rule 10: null for an optional key that cannot be null, and its spellings where no free string may stand."""
         if item is None:
             return not node.allows("null", ctx)
-        if not isinstance(item, str) or item.strip().lower() not in ("", "null", "none"):
+        if not isinstance(item, str) or len(item) > 40 or item.strip().lower() not in ("", "null", "none"):
             return False
         target = node.target(ctx)
         choices = target.choices()
