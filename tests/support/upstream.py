@@ -112,9 +112,10 @@ Script = Callable[[Peer], Awaitable[None]]
 class Server:
     """What the test sees: the address, and every connection in the order of their coming."""
 
-    def __init__(self, port: int, scheme: str) -> None:
-        self.port = port
-        self.url = f"{scheme}://127.0.0.1:{port}"
+    def __init__(self, listening: asyncio.Server, scheme: str) -> None:
+        self.listening = listening
+        self.port: int = listening.sockets[0].getsockname()[1]
+        self.url = f"{scheme}://127.0.0.1:{self.port}"
         self.peers: list[Peer] = []
         self.failures: list[BaseException] = []
 
@@ -148,7 +149,7 @@ async def scripted(script: Script, *, tls: SSLContext | None = None, port: int =
             writer.close()
 
     listening = await asyncio.start_server(play, "127.0.0.1", port, ssl=tls, limit=1 << 26)
-    server = Server(listening.sockets[0].getsockname()[1], "https" if tls else "http")
+    server = Server(listening, "https" if tls else "http")
     try:
         yield server
     finally:
