@@ -25,7 +25,7 @@ from velollm.api.openai.upstream import (
 from velollm.api.openai.vectors import decode_embeddings
 from velollm.api.sse import SSEDecoder
 from velollm.backend import Backend, Capabilities, HttpRequest, HttpResponse, Limits
-from velollm.continuation import Kept, Proofs, Said, check_resumable, ended, is_greedy, prefilled, rest, safe_boundary
+from velollm.continuation import Proofs, Said, go_on_by_prefill
 from velollm.errors import (
     BackendProtocolError,
     BackendRefused,
@@ -108,24 +108,16 @@ class OpenAIBackend(Backend):
         return await self._proofs.ask(self, model)
 
     async def resume(self, request: ChatRequest, said: Said) -> AsyncGenerator[ChatEvent, None]:
-        """Go on with an answer by a last turn of the assistant that is not over, as vLLM and SGLang take it.
-
-        What comes always alike is cut back to the beginning of a word, where tokens begin for certain.
-        """
-        check_resumable(request, said)
+        """Go on with an answer by a last turn of the assistant that is not over, as vLLM and SGLang take it."""
         if request.frequency_penalty or request.presence_penalty:
             raise UnsupportedError("the answer cannot be continued: its own words count for its penalties")
-        pieces = safe_boundary(said.pieces) if is_greedy(request) else len(said.pieces)
-        text = "".join(said.pieces[:pieces])
-        kept = Kept(pieces=pieces, tokens=await self._count(request, text, pieces))
+
+        async def count(text: str) -> int:
+            return len(await self.tokenize(request.model, text))
+
         merge = request.extra.get("continue_final_message") is True
-        asked = prefilled(request, text, merge=merge, extra=CONTINUE) if text else request.replace(stream=True)
-        if request.max_tokens is not None:
-            asked = asked.replace(max_tokens=request.max_tokens - kept.tokens)
-            if request.max_tokens <= kept.tokens:
-                yield ended(kept)
-                return
-        async with aclosing(rest(self.chat(asked), request, said, kept)) as events:
+        events = go_on_by_prefill(self.chat, request, said, count=count, merge=merge, extra=CONTINUE)
+        async with aclosing(events):
             async for event in events:
                 yield event
 
@@ -197,15 +189,6 @@ class OpenAIBackend(Backend):
             return await self.upstream.post_json(path, body, headers=headers)
         except BackendRefused as error:
             raise _explained(error) from error
-
-    async def _count(self, request: ChatRequest, text: str, pieces: int) -> int:
-        """The tokens of a partial answer. Where they cannot be counted and nothing hangs on it, its pieces."""
-        try:
-            return len(await self.tokenize(request.model, text)) if text else 0
-        except UnsupportedError:
-            if request.max_tokens is not None:
-                raise
-            return pieces
 
     async def _tokenizer(self, verb: str, body: JSON) -> JSON:
         """Ask `/tokenize` or `/detokenize`, which lie beside `/v1`, not below it."""

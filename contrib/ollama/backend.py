@@ -18,9 +18,18 @@ import httpx
 
 from velollm.api.ollama.failures import failure
 from velollm.api.ollama.lines import LineDecoder, decode_answer
-from velollm.api.ollama.upstream import encode_embed, encode_think, goes_as_it_came, request_body, wire_of
+from velollm.api.ollama.upstream import (
+    encode_chat,
+    encode_embed,
+    encode_generate,
+    encode_think,
+    goes_as_it_came,
+    request_body,
+    wire_of,
+)
 from velollm.api.ollama.vectors import decode_embeddings
 from velollm.backend import Backend, Capabilities, HttpRequest, HttpResponse, Limits
+from velollm.continuation import Proofs, Said, go_on_by_prefill
 from velollm.contrib.forced import ForcedCall, as_calls, forced_call
 from velollm.contrib.ollama.contexts import Contexts
 from velollm.contrib.ollama.facts import ModelFacts, full_name, loaded_context, read_facts, read_model
@@ -76,6 +85,7 @@ class OllamaBackend(Backend):
         self.name = name or urlsplit(root).netloc.rpartition("@")[2]
         sent = {**headers, "authorization": f"Bearer {api_key}"} if api_key else headers
         self.upstream = Upstream(root, name=self.name, limits=limits, headers=sent, transport=transport)
+        self._proofs = Proofs()
         self._contexts = Contexts()
         self._facts: dict[str, tuple[float, ModelFacts]] = {}
 
@@ -84,6 +94,22 @@ class OllamaBackend(Backend):
         if request.n > 1:
             return self._in_turns(request)
         return self._once(request)
+
+    async def resumes(self, model: str) -> bool:
+        """Whether it goes on with answers exactly: tried once for each model, for that depends on its template."""
+        return await self._proofs.ask(self, model)
+
+    async def resume(self, request: ChatRequest, said: Said) -> AsyncGenerator[ChatEvent, None]:
+        """Go on with an answer behind its prompt, which Ollama renders, or else behind a last turn of the assistant.
+
+        It counts no tokens: only answers without a limit can be gone on with.
+        """
+        rendered = await self._rendered(request)
+        if rendered is not None:
+            request = request.replace(messages=[], prompt=rendered, raw=True, think=None)
+        async with aclosing(go_on_by_prefill(self.chat, request, said, merge=True)) as events:
+            async for event in events:
+                yield event
 
     async def models(self) -> list[ModelInfo]:
         """What `GET /api/tags` lists."""
@@ -132,6 +158,10 @@ class OllamaBackend(Backend):
         """Return when it answers."""
         await self.upstream.get_json("/api/version")
 
+    def break_off(self, why: str) -> None:
+        """End everything that is under way."""
+        self.upstream.break_off(why)
+
     async def aclose(self) -> None:
         """Let go of the connections."""
         await self.upstream.aclose()
@@ -148,6 +178,19 @@ class OllamaBackend(Backend):
         return found
 
     # ---- inside ----
+
+    async def _rendered(self, request: ChatRequest) -> str | None:
+        """The prompt as the model's template writes it; None from versions (before 0.12) that do not show it."""
+        if request.raw:
+            return None
+        asked = request.replace(stream=False)
+        encode = encode_chat if wire_of(asked) == "ollama.chat" else encode_generate
+        body = {**encode(asked), "stream": False, "_debug_render_only": True, "options": {"num_predict": 1}}
+        async with await self._post(PATHS[wire_of(asked)], body) as response:
+            answer = await response.json()
+        info = answer.get("_debug_info") if isinstance(answer, dict) else None
+        text = info.get("rendered_template") if isinstance(info, dict) else None
+        return text if isinstance(text, str) and text else None
 
     def _known_facts(self, model: str) -> ModelFacts | None:
         known = self._facts.get(full_name(model))

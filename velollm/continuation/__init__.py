@@ -7,7 +7,7 @@ from there has `resume`. Where none can, `Retrace` has the whole answer made aga
 from velollm.continuation.alignment import Clear, Token, Unclear, align, ids_of_piece
 from velollm.continuation.boundary import safe_boundary
 from velollm.continuation.obstacles import check_resumable, is_greedy, obstacle
-from velollm.continuation.prefill import Kept, ended, prefilled, rest
+from velollm.continuation.prefill import Kept, ended, go_on_by_prefill, prefilled, rest
 from velollm.continuation.proof import Proofs, prove
 from velollm.continuation.resume import go_on
 from velollm.continuation.retrace import Diverged, Retrace
@@ -30,6 +30,7 @@ __all__ = [
     "check_resumable",
     "ended",
     "go_on",
+    "go_on_by_prefill",
     "ids_of_piece",
     "is_greedy",
     "obstacle",

@@ -5,19 +5,20 @@ The engine takes the partial answer for a part of its prompt; for the client it 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
 import attrs
 
-from velollm.continuation.obstacles import is_greedy
+from velollm.continuation.boundary import safe_boundary
+from velollm.continuation.obstacles import check_resumable, is_greedy
 from velollm.continuation.retrace import Retrace
 from velollm.continuation.said import Said
 from velollm.errors import UnsupportedError
 from velollm.messages import ChatEvent, ChatRequest, Message, Usage
 
-__all__ = ["Kept", "ended", "prefilled", "rest"]
+__all__ = ["Kept", "ended", "go_on_by_prefill", "prefilled", "rest"]
 
 
 @attrs.frozen(kw_only=True)
@@ -61,6 +62,49 @@ def prefilled(request: ChatRequest, text: str, *, merge: bool, extra: dict[str, 
     else:
         messages.append(Message(role="assistant", content=text))
     return request.replace(messages=messages, prompt=None, stream=True, extra=changed)
+
+
+async def go_on_by_prefill(
+    chat: Callable[[ChatRequest], AsyncGenerator[ChatEvent, None]],
+    request: ChatRequest,
+    said: Said,
+    *,
+    count: Callable[[str], Awaitable[int]] | None = None,
+    merge: bool = False,
+    extra: dict[str, Any] | None = None,
+) -> AsyncGenerator[ChatEvent, None]:
+    """The rest of an answer, asked of `chat` as `prefilled` makes it; `count` counts the tokens of a text.
+
+    An answer that always comes out alike is cut back to the beginning of a word, where tokens begin for certain.
+    """
+    check_resumable(request, said)
+    pieces = safe_boundary(said.pieces) if is_greedy(request) else len(said.pieces)
+    text = "".join(said.pieces[:pieces])
+    kept = Kept(pieces=pieces, tokens=await _count(text, pieces, count, needed=request.max_tokens is not None))
+    asked = prefilled(request, text, merge=merge, extra=extra) if text else request.replace(stream=True)
+    if request.max_tokens is not None:
+        if request.max_tokens <= kept.tokens:
+            yield ended(kept)
+            return
+        asked = asked.replace(max_tokens=request.max_tokens - kept.tokens)
+    async with aclosing(rest(chat(asked), request, said, kept)) as events:
+        async for event in events:
+            yield event
+
+
+async def _count(text: str, pieces: int, count: Callable[[str], Awaitable[int]] | None, *, needed: bool) -> int:
+    """The tokens of a partial answer. Where they cannot be counted, and nothing hangs on it, its pieces."""
+    if not text:
+        return 0
+    try:
+        if count is not None:
+            return await count(text)
+    except UnsupportedError:
+        if needed:
+            raise
+    if needed:
+        raise UnsupportedError("the tokens that are left cannot be counted")
+    return pieces
 
 
 async def rest(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from velollm.continuation.said import Said
-from velollm.errors import RequestError, VeloError
-from velollm.messages import ChatRequest, Message
+from velollm.errors import RequestError, UnsupportedError, VeloError
+from velollm.messages import ChatEvent, ChatRequest, Message
 
 if TYPE_CHECKING:
     from velollm.backend import Backend
@@ -66,22 +66,32 @@ async def prove(backend: Backend, model: str) -> bool:
         model=model, messages=[Message(role="user", content=QUESTION)], max_tokens=TOKENS, temperature=0, stream=True,
         think=False,
     )  # fmt: skip
-    whole: list[str] = []
-    reason, usage = None, None
-    async with aclosing(backend.chat(request)) as events:
-        async for event in events:
-            if event.reasoning or event.tool_calls:
-                return False
-            if event.text:
-                whole.append(event.text)
-            reason, usage = event.finish_reason or reason, event.usage or usage
-    if len(whole) <= KEPT:
+    whole = [event async for event in backend.chat(request)]
+    pieces = [event.text for event in whole if event.text]
+    if len(pieces) <= KEPT or any(event.reasoning or event.tool_calls for event in whole):
         return False
-    rest: list[str] = []
-    again, counted = None, None
-    async with aclosing(backend.resume(request, Said(pieces=tuple(whole[:KEPT])))) as events:
+    said, left = Said(pieces=tuple(pieces[:KEPT])), "".join(pieces[KEPT:])
+    try:
+        rest = [event async for event in backend.resume(request, said)]
+    except UnsupportedError:  # it cannot count what is left
+        return (await _some(backend.resume(request.replace(max_tokens=None), said), len(left))).startswith(left)
+    if "".join(event.text for event in rest) != left:
+        return False
+    return _end(whole) == _end(rest)
+
+
+async def _some(events: AsyncGenerator[ChatEvent, None], size: int) -> str:
+    """So many characters of an answer."""
+    text = ""
+    async with aclosing(events):
         async for event in events:
-            rest.append(event.text)
-            again, counted = event.finish_reason or again, event.usage or counted
-    same = "".join(whole[:KEPT]) + "".join(rest) == "".join(whole) and again == reason
-    return same and (usage is None or counted is None or usage.completion_tokens == counted.completion_tokens)
+            text += event.text
+            if len(text) >= size:
+                break
+    return text
+
+
+def _end(events: list[ChatEvent]) -> tuple[str | None, int | None]:
+    """Why an answer ended, and after how many tokens."""
+    reason = next((event.finish_reason for event in events if event.finish_reason), None)
+    return reason, next((event.usage.completion_tokens for event in events if event.usage), None)

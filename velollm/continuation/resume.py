@@ -42,7 +42,7 @@ async def go_on(
     elif continuation.obstacle is not None:
         raise UnsupportedError(f"the answer cannot be continued: {continuation.obstacle}")
     elif not said.reasoning and await backend.resumes(asked.model):
-        events = backend.resume(asked, said)
+        events = _resumed(backend, asked, continuation, again=again)
     elif again:
         events = repeat(backend, asked, continuation)
     else:
@@ -54,6 +54,25 @@ async def go_on(
                 yield seen
                 if seen.finish_reason is not None and event.finish_reason is None:
                     return  # a stop string across the seam
+
+
+async def _resumed(
+    backend: Backend, request: ChatRequest, continuation: Continuation, *, again: bool
+) -> AsyncGenerator[ChatEvent, None]:
+    """What the backend goes on with; the answer made again where it cannot with this one."""
+    begun = False
+    try:
+        async with aclosing(backend.resume(request, continuation.said)) as events:
+            async for event in events:
+                begun = True
+                yield event
+        return
+    except UnsupportedError:
+        if begun or not again:
+            raise
+    async with aclosing(repeat(backend, request, continuation)) as events:
+        async for event in events:
+            yield event
 
 
 async def repeat(backend: Backend, request: ChatRequest, continuation: Continuation) -> AsyncGenerator[ChatEvent, None]:
