@@ -126,6 +126,10 @@ class Backend(Protocol):
         """Tokens of the prompt as the model would see it, template and tools included."""
         raise UnsupportedError(f"{self.name} cannot count tokens")
 
+    async def context(self, model: str) -> int | None:
+        """Tokens of context that a conversation with `model` has, as it is loaded; None where that is not known."""
+        return None
+
     async def tokenize(self, model: str, text: str, *, add_special: bool = False) -> list[int]:
         """Token ids of `text`."""
         raise UnsupportedError(f"{self.name} cannot tokenize")
@@ -206,6 +210,9 @@ class Layer(Backend):
 
     async def count_tokens(self, request: ChatRequest) -> int:
         return await self.inner.count_tokens(request)
+
+    async def context(self, model: str) -> int | None:
+        return await self.inner.context(model)
 
     async def tokenize(self, model: str, text: str, *, add_special: bool = False) -> list[int]:
         return await self.inner.tokenize(model, text, add_special=add_special)

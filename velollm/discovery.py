@@ -260,6 +260,10 @@ class ProbedBackend(Backend):
         """Tokens of the prompt."""
         return await self._noting(lambda inner: inner.count_tokens(request))
 
+    async def context(self, model: str) -> int | None:
+        """The context of the model as it is loaded."""
+        return await self._noting(lambda inner: inner.context(model))
+
     async def tokenize(self, model: str, text: str, *, add_special: bool = False) -> list[int]:
         """Token ids of `text`."""
         return await self._noting(lambda inner: inner.tokenize(model, text, add_special=add_special))

@@ -159,6 +159,11 @@ class EmbeddedBackend(Backend):
         asked = self._named(request)
         return await self._ask(lambda server: server.count_tokens(asked))
 
+    async def context(self, model: str) -> int | None:
+        """The context of one conversation."""
+        self._check(model)
+        return await self._ask(lambda server: server.context(self.model))
+
     async def tokenize(self, model: str, text: str, *, add_special: bool = False) -> list[int]:
         """Token ids of `text`."""
         self._check(model)

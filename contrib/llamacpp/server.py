@@ -109,6 +109,10 @@ class LlamaServerBackend(OpenAIBackend):
             async for event in events:
                 yield event
 
+    async def context(self, model: str) -> int | None:
+        """The context of one slot."""
+        return (await self.properties()).context
+
     async def ready(self) -> None:
         """Return when the model is loaded; raise `BackendUnreachable` while it is not."""
         try:

@@ -145,6 +145,10 @@ class OllamaBackend(Backend):
             raise UnsupportedError(f"{self.name} did not count the tokens of the prompt")
         return usage.prompt_tokens
 
+    async def context(self, model: str) -> int | None:
+        """The context that the model is loaded with; None when it is not."""
+        return loaded_context(await self.upstream.get_json("/api/ps"), full_name(model))
+
     async def forward(self, request: HttpRequest) -> HttpResponse:
         """Pass on what lies below `/api` and `/v1`."""
         path = request.target.partition("?")[0]

@@ -263,7 +263,7 @@ async def test_many_streams_survive_the_death_of_their_backend() -> None:
     dead = asyncio.Event()
     async with front(dying, goes_on(None)) as proxy:
         asking = [asyncio.create_task(proxy.ask({**STREAM, "temperature": 0})) for _ in range(12)]
-        await until(lambda: len(proxy.engines[0].asked) == 12)
+        await until(lambda: proxy.asked >= 12 and len(proxy.engines[0].asked) > 3)
         await asyncio.sleep(0.05)
         dead.set()
         for client in await asyncio.gather(*asking):

@@ -15,6 +15,7 @@ from support.serving import served
 from support.upstream import Peer, Received, Server, answer, chunk, head, scripted
 
 from velollm.backend import Limits
+from velollm.config import CacheSettings, Settings
 from velollm.contrib.openai import OpenAIBackend
 from velollm.server.app import ServerApp
 
@@ -147,7 +148,8 @@ async def front(*scripts: Script, limits: Limits = QUICK) -> AsyncGenerator[Fron
         engines = [await stack.enter_async_context(engine(script)) for script in scripts]
         names = "abcdefgh"
         backends = [OpenAIBackend(one.url, name=names[i], limits=limits) for i, one in enumerate(engines)]
-        made = Front(served(*backends), engines)
+        settings = Settings(cache=CacheSettings(enabled=False))  # each request is to reach an engine
+        made = Front(served(*backends, settings=settings), engines)
         yield made
         assert made.running == 0, "a request was not given back"
         pools = [backend.upstream._pool for backend in backends]

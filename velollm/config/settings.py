@@ -168,6 +168,9 @@ class SchedulingSettings:
     ageing: Seconds = setting(
         Seconds(30), "how long less urgent work waits for more urgent work at most; 0: for ever", metavar="SECONDS"
     )
+    truncation: Literal["error", "header"] = setting(
+        "header", "what is done about a prompt that does not fit: refuse it, or say so in x-velollm-truncated"
+    )
     model_quantum: Seconds = setting(
         Seconds(5), "how long an engine stays with one model while requests for another one wait", metavar="SECONDS"
     )

@@ -264,6 +264,11 @@ class BackendPool(Backend):
             targets, lambda member, model: member.backend.count_tokens(self._named(request, member, model))
         )
 
+    async def context(self, model: str) -> int | None:
+        """The smallest context that one of the backends gives the model, as far as they say."""
+        found = [await member.backend.context(own) for member, own in await self._targets(model)]
+        return min((context for context in found if context is not None), default=None)
+
     async def tokenize(self, model: str, text: str, *, add_special: bool = False) -> list[int]:
         """Token ids of `text`."""
         targets = await self._targets(model)

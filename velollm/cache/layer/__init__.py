@@ -165,7 +165,7 @@ class CacheLayer(Layer):
     def _fly(
         self, asked: Request, shadow: Hit | None, request: ChatRequest, key: tuple[object, ...] | None
     ) -> AsyncGenerator[ChatEvent, None]:
-        landing = _Landing(self, asked, shadow, request.model)
+        landing = _Landing(self, asked, shadow, request.model, request.context)
 
         def close() -> None:
             if key is not None:
@@ -197,11 +197,14 @@ class CacheLayer(Layer):
 class _Landing:
     """What becomes of one upstream answer: it is kept if it ended well, and compared with what would have been said."""
 
-    def __init__(self, layer: CacheLayer, asked: Request, shadow: Hit | None, route: str) -> None:
+    def __init__(
+        self, layer: CacheLayer, asked: Request, shadow: Hit | None, route: str, context: RequestContext
+    ) -> None:
         self._layer = layer
         self._asked = asked
         self._shadow = shadow
         self._route = route
+        self._context = context
         self._began = layer.now()
         self._collector: Collector | None = Collector()
         self._bytes = 0
@@ -223,6 +226,8 @@ class _Landing:
         if not answer.complete:
             return
         try:
+            if "x-velollm-truncated" in self._context.headers:
+                return  # an answer to half of the question
             await self._layer.off_loop(self._keep, answer, self._layer.now() - self._began)
         except Exception as error:  # the answer itself is well
             self._layer.failed("filled", error)
