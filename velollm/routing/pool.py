@@ -415,7 +415,8 @@ class BackendPool(Backend):
         size = self._contexts.size(model, member.context_length(model))
         asked = request.options.get("num_ctx")
         if size is not None and size != asked:
-            request = request.replace(options={**request.options, "num_ctx": size})
+            # an adapter that sends the original puts the size into it
+            request = request.replace(options={**request.options, "num_ctx": size}, source=request.source)
             if asked is not None:
                 request.context.headers[CONTEXT_HEADER] = f"{size}; asked={asked}"
         return request if request.model == model else request.replace(model=model)
