@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import secrets
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping
@@ -46,8 +45,6 @@ __all__ = ["EngineBackend"]
 logger = logging.getLogger("velollm.engine")
 
 LONG_TEXT = 20_000  # characters from which a prompt is read on a thread, so that the loop goes on
-# One thread that waits busily for its neighbours costs more than it gains as soon as a core is shared.
-WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
 
 
 class EngineBackend(Backend):
@@ -137,6 +134,10 @@ class EngineBackend(Backend):
     async def models(self) -> list[ModelInfo]:
         """The one model, from its file; it need not be loaded."""
         return [describe(self.model, self.path, self.header, self.plan.context)]
+
+    async def slots(self, model: str) -> int | None:
+        """How many conversations are computed at once; more wait in the engine."""
+        return self.plan.max_running
 
     async def start(self) -> None:
         """Load the model."""
@@ -252,8 +253,6 @@ class _Loaded:
 
 
 def _load(path: Path, plan: EnginePlan) -> _Loaded:
-    for name, value in WAITING.items():
-        os.environ.setdefault(name, value)
     model = LlamaModel(path)
     try:
         return _Loaded(model, plan)

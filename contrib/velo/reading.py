@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -53,7 +54,7 @@ def read_request(request: ChatRequest, template: ChatTemplate, vocabulary: Vocab
     heard = request.tools if forced is None and (choice is None or choice.mode != "none") else []
     return Meant(
         prompt=prompt,
-        sampling=read_sampling(request),
+        sampling=read_sampling(request, vocabulary),
         constrain=constrain,
         forced=forced,
         tools=encode_tools(heard),
@@ -133,8 +134,8 @@ def _infill(prefix: str, suffix: str, vocabulary: Vocabulary) -> list[int]:
     return [*start, before, *vocabulary.encode(prefix), after, *vocabulary.encode(suffix), middle]
 
 
-def read_sampling(request: ChatRequest) -> SamplingParams:
-    """What the client said, and llama.cpp's defaults for the rest."""
+def read_sampling(request: ChatRequest, vocabulary: Vocabulary) -> SamplingParams:
+    """What the client said, and llama.cpp's defaults for the rest. `ignore_eos` is llama-server's word, and vLLM's."""
     options = request.options
     given = {
         "temperature": request.temperature,
@@ -155,6 +156,8 @@ def read_sampling(request: ChatRequest) -> SamplingParams:
         known["top_k"] = 0  # vLLM's word for all
     if request.logit_bias:
         known["logit_bias"] = {_token(key): float(value) for key, value in request.logit_bias.items()}
+    if {**options, **request.extra}.get("ignore_eos") is True:
+        known["logit_bias"] = {**known.get("logit_bias", {}), **dict.fromkeys(vocabulary.ends, -math.inf)}
     if request.logprobs:
         known["logprobs"] = request.top_logprobs or 0
     return SamplingParams(**known)

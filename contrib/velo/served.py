@@ -37,6 +37,11 @@ class ServedEngine(EmbeddedBackend):
         if self._file is not None:
             self._plan(self._file[1])  # what cannot be is said now
 
+    async def slots(self, model: str) -> int | None:
+        """How many conversations are computed at once; more wait in the engine."""
+        _, header = await self._model_file()
+        return self._plan(header).max_running
+
     def _plan(self, header: GGUF) -> EnginePlan:
         return make_plan(header, this_machine(), **self._options)
 

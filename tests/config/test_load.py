@@ -79,6 +79,9 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "server.keys": ("/keys.toml", "/keys.toml"),
     "engine.ctx": ("4096", 4096),
     "engine.threads": ("3", 3),
+    "engine.parallel": ("8", 8),
+    "engine.blocks": ("512", 512),
+    "engine.batch": ("128", 128),
 }
 
 

@@ -117,13 +117,21 @@ def embedded(folder: Path, default_model: Path) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="session")
+def velo(folder: Path, default_model: Path) -> Iterator[Served]:
+    """The default model in our own engine."""
+    pytest.importorskip("xllamacpp", reason="the extra llamacpp is not installed")
+    with serving(folder, "velo", MODEL, "--model", MODEL, "--engine", "velo") as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
 def ollama(folder: Path, ollama_url: str) -> Iterator[Served]:
     """The default model in a real Ollama."""
     with serving(folder, "ollama", MODEL, "--backend", ollama_url) as served:
         yield served
 
 
-@pytest.fixture(params=["embedded", "ollama"])
+@pytest.fixture(params=["embedded", "velo", "ollama"])
 def served(request: pytest.FixtureRequest) -> Served:
     """Every engine in turn."""
     value: Served = request.getfixturevalue(request.param)

@@ -141,16 +141,21 @@ class ModelSettings:
 
 @attrs.frozen(kw_only=True)
 class EngineSettings:
-    """[engine]: models that VeloLLM runs itself, in an embedded llama.cpp."""
+    """[engine]: models that VeloLLM runs itself, on llama.cpp."""
 
     models: tuple[str, ...] = setting(
         (), "a model to run here: an installed one, a .gguf file, or hf:org/repo:quant; repeatable",
         flag="--model", metavar="NAME|PATH",
     )  # fmt: skip
-    kind: Literal["llama-server"] = setting("llama-server", "what runs it", flag="--engine")
+    kind: Literal["velo", "llama-server"] = setting("llama-server", "what runs it", flag="--engine")
     ctx: int | None = setting(None, "tokens of context for each conversation", metavar="TOKENS", check=positive)
     kv_type: KVType = setting("f16", "the type of its KV cache")
     threads: int | None = setting(None, "threads it computes on (default: one for each core)", check=positive)
+    parallel: int | None = setting(None, "conversations that it computes at once", check=positive)
+    blocks: int | None = setting(
+        None, "size of its KV cache, in blocks of 16 tokens (velo only)", flag="--kv-blocks", check=positive
+    )
+    batch: int | None = setting(None, "tokens that it computes in one step (velo only)", check=positive)
 
 
 @attrs.frozen(kw_only=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes as c
 import logging
+import os
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +21,9 @@ __all__ = ["Batch", "ContextParams", "GrammarTokenizer", "ModelParams", "TokenDa
 
 logger = logging.getLogger("velollm.engine.llama")
 
+# One thread that waits busily for its neighbours costs more than it gains as soon as a core is shared.
+# OpenMP looks once, when the library is loaded.
+WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
 WHEEL = "xllamacpp == 2026.10.11549"
 POINTER, INT, UINT, FLOAT, BOOL, SIZE, TEXT = (
     c.c_void_p,
@@ -168,6 +172,8 @@ def load_library(path: str | None = None) -> Any:
     Raises `ConfigError` when it is missing, or not the build that this code was written for.
     """
     where = path or _find()
+    for name, value in WAITING.items():
+        os.environ.setdefault(name, value)
     try:
         library = c.CDLL(where)
         for name, (result, *arguments) in FUNCTIONS.items():

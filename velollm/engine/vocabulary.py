@@ -28,7 +28,7 @@ class Vocabulary:
             getattr(library, f"llama_vocab_fim_{part}")(handle) for part in ("pre", "suf", "mid")
         )
         self._pieces = [self._piece(token, special=False) for token in range(self.size)]
-        self._ends = frozenset(token for token in range(self.size) if library.llama_vocab_is_eog(handle, token))
+        self.ends = frozenset(token for token in range(self.size) if library.llama_vocab_is_eog(handle, token))
 
     def piece(self, token: int) -> bytes:
         """The bytes of a token; none for control tokens."""
@@ -40,7 +40,7 @@ class Vocabulary:
 
     def is_end(self, token: int) -> bool:
         """Whether an answer ends with this token."""
-        return token in self._ends
+        return token in self.ends
 
     def encode(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
         """The ids of `text`. `parse_special` reads names of control tokens in it as these tokens."""

@@ -73,6 +73,10 @@ def _embed(model: str, settings: Settings) -> Backend:
         ctx=own.num_ctx if own is not None and own.num_ctx else engine.ctx,
         kv_type=engine.kv_type,
         threads=engine.threads,
+        parallel=engine.parallel,
+        engine=engine.kind,
+        num_blocks=engine.blocks,
+        batch=engine.batch,
     )
 
 
