@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import platform
 import re
 import socket
@@ -29,8 +30,15 @@ class Load:
     latencies: list[float]
 
 
+MARK = b"########"  # what stands in a request where its number is to be
+NUMBERS = itertools.count()
+
+
 class Caller(asyncio.Protocol):
-    """One connection that sends the same request again as soon as it is answered, until it is told to stop."""
+    """One connection that sends the request again as soon as it is answered, until it is told to stop.
+
+    Each has a number of its own in place of `MARK`, so that no cache can answer it.
+    """
 
     def __init__(self, request: bytes, frames: int) -> None:
         self.request = request
@@ -47,7 +55,7 @@ class Caller(asyncio.Protocol):
         self.body = b""
         self.parser = httptools.HttpResponseParser(self)
         self.begin = perf_counter()
-        self.transport.write(self.request)
+        self.transport.write(self.request.replace(MARK, b"%08d" % next(NUMBERS)))
 
     def data_received(self, data: bytes) -> None:
         self.parser.feed_data(data)

@@ -26,13 +26,13 @@ from tempfile import TemporaryDirectory
 
 import attrs
 import httpx
-from load import HERE, cpu_seconds, free_port, http_request, machine, press, raw_upstream
+from load import HERE, MARK, cpu_seconds, free_port, http_request, machine, press, raw_upstream
 
 VELOLLM = "{python} -m velollm serve --backend openai+http://127.0.0.1:{upstream}/v1 --port {port}"
 CHUNKS = 64
 MESSAGES = [
     {"role": "system", "content": "You are a helpful assistant that answers briefly."},
-    {"role": "user", "content": "Why is the sky blue? Explain it to a child of five years, in three sentences."},
+    {"role": "user", "content": f"Why is the sky blue? Explain it to child {MARK.decode()}, in three sentences."},
 ]
 
 NGINX = """

@@ -12,6 +12,7 @@ from velollm.api import anthropic, ollama, openai
 from velollm.asgi import Headers, Receive, Responder, Scope, Send, decode_headers, encode_headers, read_body
 from velollm.errors import RequestError, VeloError
 from velollm.messages import RequestContext
+from velollm.observability.record import note_refusal
 
 __all__ = ["Exchange", "dialect_of"]
 
@@ -71,6 +72,7 @@ class Exchange:
 
     async def fail(self, error: VeloError) -> None:
         """Answer with an error of the client's dialect."""
+        note_refusal(error)
         headers = self.headers(JSON_TYPE)
         if error.retry_after is not None:
             headers.append((b"retry-after", str(max(1, round(error.retry_after))).encode()))

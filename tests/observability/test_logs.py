@@ -120,8 +120,8 @@ async def test_failures_and_leavers_have_their_outcome(log: Any) -> None:
     await ask(app, "GET", "/nowhere")
     slow, bad, nowhere = (orjson.loads(text) for text in out.getvalue().splitlines())
     assert (slow["status"], slow["outcome"]) == (504, "backend_timeout")
-    assert bad["status"] == 400
-    assert nowhere["status"] == 404
+    assert (bad["status"], bad["outcome"]) == (400, "invalid_request")
+    assert (nowhere["status"], nowhere["outcome"]) == (404, "path_not_found")
 
 
 async def test_probes_are_quiet(log: Any) -> None:

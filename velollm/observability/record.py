@@ -10,7 +10,9 @@ from typing import Any
 
 import attrs
 
-__all__ = ["CURRENT", "Record", "write"]
+from velollm.errors import VeloError
+
+__all__ = ["CURRENT", "Record", "note_refusal", "write"]
 
 logger = logging.getLogger("velollm.request")
 
@@ -54,6 +56,13 @@ GET = attrgetter(*FIELDS)
 
 # The record of the request that is being answered, where a server keeps one: layers write into it.
 CURRENT: ContextVar[Record | None] = ContextVar("velollm_record", default=None)
+
+
+def note_refusal(error: VeloError) -> None:
+    """The request that is being answered is refused: why, unless a layer has said so already."""
+    record = CURRENT.get()
+    if record is not None and not record.outcome:
+        record.outcome = type(error).code  # an engine's own word could be anything
 
 
 def write(record: Record) -> None:

@@ -17,6 +17,7 @@ from velollm.admission.layer import Finder, bearer
 from velollm.asgi import ASGIApp, Message, Receive, Scope, Send
 from velollm.errors import AuthenticationError, PermissionDenied, VeloError
 from velollm.exchange import RENDER_ERROR, dialect_of
+from velollm.observability.record import note_refusal
 
 __all__ = ["Gate"]
 
@@ -174,6 +175,7 @@ async def _preflight(scope: Scope, send: Send, origin: bytes) -> None:
 
 
 async def _refuse(scope: Scope, send: Send, error: VeloError) -> None:
+    note_refusal(error)
     number = "req_" + os.urandom(12).hex()
     body = orjson.dumps(RENDER_ERROR[dialect_of(scope["path"])](error, number))
     headers = [

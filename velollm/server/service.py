@@ -14,6 +14,7 @@ from velollm.api.openapi import openapi
 from velollm.asgi import Receive, Responder, Scope, Send
 from velollm.errors import MethodNotAllowed, PathNotFound, VeloError
 from velollm.observability.metrics import CONTENT_TYPE, Metrics
+from velollm.observability.record import note_refusal
 from velollm.routing import BackendPool
 from velollm.server.dashboard import Dashboard
 from velollm.server.dashboard.page import HEADERS
@@ -79,6 +80,7 @@ class Service:
                 raise MethodNotAllowed(f"{path} answers GET, not {scope['method'][:20]}")
             status, kind, body = await self._paths[path]()
         except VeloError as error:
+            note_refusal(error)
             status, kind, body = error.status, "application/json", orjson.dumps(render_error(error, ""))
         headers = [(b"content-type", kind.encode()), (b"cache-control", b"no-store")]
         if path.startswith("/velollm/"):
