@@ -19,6 +19,8 @@ __all__ = ["main"]
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "serve": ("velollm.commands.serve", "run the proxy in front of an engine"),
     "models": ("velollm.commands.models", "list, install, show and remove local models"),
+    "cache": ("velollm.commands.cache", "answers that are kept: statistics, report, purge, export"),
+    "embed": ("velollm.commands.embed", "install the embedder of the semantic cache"),
     "detect": ("velollm.commands.detect", "say what this machine is"),
     "tune": ("velollm.commands.tune", "configure an engine for this machine"),
     "optimize": ("velollm.commands.tune", "the same as tune"),

@@ -197,7 +197,9 @@ def _cached(backend: Backend, engine: Backend, cache: CacheSettings | ResponseCa
         return CacheLayer(backend, cache, by_credentials=is_app, models=not is_app, owns=False)
     chosen = cache if isinstance(cache, CacheSettings) else CacheSettings()
     header = chosen.tenant_header
-    return CacheLayer(backend, open_cache(chosen), by_credentials=is_app, models=not is_app, tenant_header=header)
+    return CacheLayer(
+        backend, open_cache(chosen, backend), by_credentials=is_app, models=not is_app, tenant_header=header
+    )
 
 
 def _checked_prefix(prefix: str) -> str:

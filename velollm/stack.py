@@ -48,7 +48,7 @@ def _keep_answers(backend: Backend, settings: Settings, metrics: Metrics | None)
         observer = CacheCounts(metrics.registry).add
     return CacheLayer(
         backend,
-        open_cache(settings.cache),
+        open_cache(settings.cache, backend),
         semantic={name: model.semantic_cache for name, model in settings.models.items() if model.semantic_cache},
         tenant_header=settings.cache.tenant_header,
         observer=observer,

@@ -272,3 +272,14 @@ def test_an_embedder_retrieves_and_the_guards_decide() -> None:
         assert cache.may_block
         assert cache.lookup("t", ask(EGGS)) is not None
         assert cache.lookup("t", ask("Who wrote Emma?")) is None
+
+
+def test_an_embedder_that_fails_costs_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    def embed(text: str) -> list[float]:
+        raise OSError("gone")
+
+    with ResponseCache(semantic="on", embedder=embed) as cache:
+        for _ in range(3):
+            cache.store("t", ask(EGG), answer())
+            assert cache.lookup("t", ask(EGGS)) is not None
+    assert [record.levelname for record in caplog.records] == ["WARNING"]

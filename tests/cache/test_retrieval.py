@@ -59,23 +59,32 @@ def vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setitem(sys.modules, "numpy", None)
     else:
         pytest.importorskip("numpy")
-    return VectorIndex(_embed)
+    return VectorIndex()
 
 
 def test_vectors(vectors: VectorIndex) -> None:
-    assert vectors.search("anything", 3) == []
+    assert vectors.search(_embed("anything"), 3) == []
     for slot in range(200):
-        vectors.add(slot, f"text {slot}")
+        vectors.add(slot, _embed(f"text {slot}"))
     for slot in (*range(0, 200, 3), 199, 199, 5000):
         vectors.discard(slot)
     for slot in range(200):
-        (found, score), *_ = vectors.search(f"text {slot}", 2)
+        (found, score), *_ = vectors.search(_embed(f"text {slot}"), 2)
         kept = slot % 3 != 0 and slot != 199
         assert (found == slot) == kept
         assert (score > 0.999) == kept
 
 
 def test_a_vector_of_nothing_is_near_nothing(vectors: VectorIndex) -> None:
-    vectors._embed = lambda text: [0.0] * 8
-    vectors.add(1, "x")
-    assert vectors.search("x", 1) == [(1, 0.0)]
+    vectors.add(1, [0.0] * 8)
+    assert vectors.search([0.0] * 8, 1) == [(1, 0.0)]
+
+
+def test_vectors_of_another_embedder_are_left_out(vectors: VectorIndex) -> None:
+    vectors.add(1, [1.0, 0.0])
+    vectors.add(2, [1.0, 0.0, 0.0])
+    vectors.add(3, [])
+    vectors.discard(2)
+    assert vectors.search([1.0, 0.0], 5) == [(1, 1.0)]
+    assert vectors.search([1.0, 0.0, 0.0], 5) == []
+    assert vectors.search([], 5) == []

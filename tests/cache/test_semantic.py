@@ -68,11 +68,15 @@ def test_beyond_its_limit_the_oldest_is_forgotten() -> None:
     assert search(index, "What is thing 9?") is not None
 
 
-def test_an_embedder_only_retrieves() -> None:
-    index = SemanticIndex(embed=lambda text: [1.0, 0.0])
-    add(index, 1, "How do I boil an egg?")
-    assert search(index, "Who wrote Emma?") is None
-    assert search(index, "How can I boil an egg?") is not None
+def test_vectors_only_retrieve() -> None:
+    index = SemanticIndex()
+    question, other = read_prompt("How do I boil an egg?"), read_prompt("Who wrote Emma?")
+    assert question is not None
+    assert other is not None
+    index.add(b"k" * 16, b"s", "How do I boil an egg?", question, [1.0, 0.0])
+    assert index.search(b"s", other, [1.0, 0.0]) is None
+    assert index.nearest(b"s", other, [1.0, 0.0])[0].refusal is not None
+    assert index.search(b"s", question, [0.0, 1.0]) is not None
 
 
 class IndexAgainstModel(RuleBasedStateMachine):

@@ -75,6 +75,7 @@ def test_every_option_is_a_flag_two_variables_and_a_key(option: Any, write: Writ
 
 # What a text means, where it cannot be told from the default.
 SAMPLES: dict[str, tuple[str, Any]] = {
+    "cache.embedder": ("backend:embed", "backend:embed"),
     "cache.store": ("sqlite:answers.db", "sqlite:answers.db"),
     "server.keys": ("/keys.toml", "/keys.toml"),
     "engine.ctx": ("4096", 4096),

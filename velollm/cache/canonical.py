@@ -34,7 +34,9 @@ _GREETING = re.compile(
 _ASIDES = re.compile(
     r"(?:(?:(?:i have |i got )?(?:just )?(?:a |one |another )?(?:quick |short |simple |small |little |dumb "
     r"|silly |stupid |basic )+question"
-    r"(?: for you)?|sorry to (?:bother|disturb|trouble) you|sorry for bothering you|excuse me|pardon me|just curious"
+    r"(?: for you)?|(?:i have (?:a|one|another) )question(?: for you)?(?= [,.])|(?:can|may|could) i ask you (?:something|a question)(?= [,.])"
+    r"|i need (?:some |your |a bit of )?help(?: with (?:this|something))?(?= [,.])|(?:thank you|thanks)(?: so much| a lot)?(?= [,.])"
+    r"|(?:could|can) you help me(?: with this| out)?(?= [,.])|sorry to (?:bother|disturb|trouble) you|sorry for bothering you|excuse me|pardon me|just curious"
     r"|just wondering|out of curiosity|if you do not mind|if possible|thanks in advance|(?:thank you|thanks)(?: so much)? for (?:your|the|all your) (?:help|time|assistance)|i hope you are (?:well"
     r"|doing well))"
     r"(?: [,.])?(?: but)?"
@@ -48,6 +50,7 @@ _REQUESTS = re.compile(
     r"|(?:(?:could|would|will|can) you )?(?:please )?(?:give|lend) me a hand (?:and|with) |help me out and "
     r"|would you (?:please |kindly )?(?=(?:make|create|find|calculate|solve|convert|build|design|check|fix"
     r"|correct|say)\b)"
+    rf"|(?:could|would) you be so kind as to |be so kind as to |(?:could|would) you be (?:so )?kind enough to "
     rf"|(?:would|do) you mind (?=(?:{'|'.join(GERUNDS)})\b)"
     rf"|(?:i would|i (?:will|shall) )? ?(?:really |greatly )?appreciate(?: it)? if you (?:could|would|can) (?:please )?"
     rf"|(?:it would be (?:great|nice|lovely|helpful|good) if you could|(?:would|is) it (?:be )?possible (?:for you )?to|any chance you could|"

@@ -22,6 +22,11 @@ _NOT_EST = (
 _SUPERLATIVE = rf"(?:(?:most|least) \S+|best|worst|{_NOT_EST}\w{{2,}}est)"
 _GIVE = r"(?:give|provide|show|offer|share|tell|send|get)(?: (?:me|us))?(?: with)?"
 
+_JUDGED = (
+    "(?:safe|dangerous|risky|ok|okay|fine|legal|illegal|bad|good|healthy|unhealthy|possible|impossible|hard|difficult"
+    "|easy|rude|normal|expensive|cheap|harmful|necessary|important)"
+)
+
 _MEASURES = {
     "tall|high": "height",
     "big|large": "size",
@@ -51,6 +56,15 @@ def _rules(*pairs: tuple[str, str]) -> tuple[tuple[re.Pattern[str], str], ...]:
 
 
 REWRITES = _rules(
+    (r"\b(?:the world|earth) 's (.+)$", r"the \1 in the world"),
+    (r"^(?:create|make|generate|build) (?=(?:an? |the |some )?(?:\S+ ){0,2}(?:functions?|scripts?|programs?|poems?|story|stories|essays?|query|queries|class|haikus?|emails?|letters?|songs?|regex|loops?|code)\b)", "write "),
+    (r"\b(function|script|program|class|method|loop) in (\w+) (that|to|which|for|with) ", r"\2 \1 \3 "),
+    (r"^list (?:all|all of) (?:the )?", "list the "),
+    (r"^what (?:are|is) the (\S+) (?:that|which|who) (.+)$", r"what \1 \2"),
+    (r"^what (?:should|do|must|can) i do (if|when|about) ", r"what should i do \1 "),
+    (r"^where (?:should|do|can) i (?:start|begin)$", "where do i start"),
+    (r"^how (?:do|would|can) (?:i|you|we) say (.+) in (\w+)$", r"translate \1 to \2"),
+    (r"\b(?:stop|give up|quit) (\w+ing)\b", r"quit \1"),
     # embedded questions, left over when "can you tell me" came off
     (r"^(?:tell me|let me know) (?=(?:the|my|your) )", "what is "),
     (rf"^((?:{_ASK}|create|make|build|find) .+) (?:for|to) (?:me|us)$", r"\1"),
@@ -72,6 +86,8 @@ REWRITES = _rules(
     (rf"^what (?:city|town) ({_BE}) (?=.*\bcapital\b)", r"what \1 "),
     (rf"^what (?!{_BE} |one )((?:\S+ ){{1,3}}?)({_BE}) (?:the )?({_SUPERLATIVE})(?=$| (?:in|on|of|by|to|for|at|ever) ?)", r"what \2 the \3 \1"),
     (rf"^(.*\b{_SUPERLATIVE} .+) (?:in the (?:whole |entire )?world|on (?:planet )?earth|on the planet)$", r"\1"),
+    (rf"^(is|are) (?!it\b|there\b)(.+) ({_JUDGED}) to (\w+)$", r"is it \3 to \4 \2"),
+    (rf"^is (\w+ing) (.+) ({_JUDGED})$", r"is it \3 to \1 \2"),
     # purposes, meanings
     (rf"^what {_BE} the (?:job|purpose|function|role|point) of (.+)$", r"what does \1 do"),
     (rf"^what {_BE} (.+) (?:short for|an? (?:abbreviation|acronym) (?:for|of))$", r"what does \1 stand for"),
@@ -80,6 +96,12 @@ REWRITES = _rules(
     (r"^(?:give (?:me )?)?(?:the |a )?definition of (.+)$", r"define \1"),
     (rf"^(?:explain|tell me) what (?=.+ {_BE}$)(.+) ({_BE})$", r"what \2 \1"),
     (r"^explain (?:the )?(?:concept|idea|notion|term|meaning) of (.+)$", r"explain \1"),
+    (r"^(?:give (?:me )?)?(?:an |the )?explanation of (.+)$", r"explain \1"),
+    (r"^(?:give (?:me )?)?(?:a |the )?summary of (.+)$", r"summarize \1"),
+    (r"^what do you know about (.+)$", r"tell me about \1"),
+    (r"^(?:calculate|compute|work out|find) (?:the value of )?(?=(?:the )?(?:square|cube|sum|product|result|\d|-\d))", "what is "),
+    (r"^what (?:is|are) (.+?) (?:used )?for$", r"what does \1 do"),
+    (r"\bcapital city (of|in)\b", r"capital \1"),
     # reasons
     (r"^(?:what (?:is|are)|explain|give me|tell me) the reasons? (?:(?:that|why|for which) )?(?=(?:(?:the|a|my|our) )?\S+ )(?!for |of |to |behind )", "why "),
     (r"^how come ", "why "),
@@ -90,6 +112,17 @@ REWRITES = _rules(
     (r"^what (ingredients?|\w+s) are (?:there )?(in|on|of) ", r"what are the \1 \2 "),
     (r"\b(ingredients?) (?:of|for) ", r"\1 in "),
     (r"^how (?:is|are) (.+) formed$", r"how do \1 form"),
+    (r"^what (symptoms|signs|advantages|disadvantages|benefits|drawbacks|properties|features|effects|side effects) (?:does|do) (.+) have$", r"what are the \1 of \2"),
+    (r"^what (\w+s) (?:does|do) (.+) (?:have|contain)$", r"what are the \1 in \2"),
+    (r"^what (?:is|are) the (currency|language|languages) (?:used|spoken) in ", r"what is the \1 of "),
+    (r"^what currency (?:does|do) (.+) use$", r"what is the currency of \1"),
+    (r"^why do (earthquakes|\w+s) (?:happen|occur)$", r"what causes \1"),
+    (r"^how fast (?:does|do) (.+) (?:travel|move)$", r"what is the speed of \1"),
+    (r"^what is (.+) 's date of birth$", r"when was \1 born"),
+    (r"^what is the (?:date of birth|birth date|birthday) of (.+)$", r"when was \1 born"),
+    (r"^what is the (?:birthplace|place of birth) of (.+)$", r"where was \1 born"),
+    (r"^when is the best time ", "what is the best time "),
+    (r"^how long (?:does|do) (.+) last$", r"how long is \1"),
     (r"^how long (?:do|does|can) (.+?) live(?: for)?(?: on average)?$", r"what is the lifespan of \1"),
     (r"^what is the (?:average |typical )?(?:lifespan|life span|life expectancy) of ", "what is the lifespan of "),
     (r"^for what reasons? ", "why "),
@@ -99,10 +132,10 @@ REWRITES = _rules(
     (r"^how far away (is|are) (.+)$", r"what is the distance to \2"),
     (r"^what is the distance from (.+) to (.+)$", r"what is the distance between \1 and \2"),
     (r"^how much (?:does|do) (.+) weigh$", r"what is the weight of \1"),
-    (r"^how much (?:does|do) (.+) cost$", r"what is the price of \1"),
+    (r"^how much (?:does|do) (.+?) cost( in .+)?$", r"what is the price of \1\2"),
     (r"^what (is|are) the costs? of (.+)$", r"what \1 the price of \2"),
     (r"^how many people (?:live|are there|are|reside) in (.+)$", r"what is the population of \1"),
-    (r"^what is the number of (.+?) (in|on) (.+)$", r"how many \1 are \2 \3"),
+    (r"^what is the number of (.+?) (?:in|on|of) (.+)$", r"how many \1 are in \2"),
     (r"^what is the number of (.+)$", r"how many \1"),
     # makers
     *((rf"^(?:who (?:is|was)|name|identify) the (?:{nouns}) of (.+)$", rf"who {verb} \1") for nouns, verb in _AGENTS.items()),
@@ -113,6 +146,9 @@ REWRITES = _rules(
     (r"^(?:what (?:is|are) the )?differences? (?:between )?(.+) (?:and|vs|versus) (.+)$", r"what is the difference between \1 and \2"),
     (r"^(?:explain|describe|tell me|give me|show me) the differences? between ", "what is the difference between "),
     (r"^what are the differences between ", "what is the difference between "),
+    (r"^(?!(?:what|who|how|when|where|why|is|are|do|does|will|did) )(.+) (?:vs|versus) (.+)$", r"what is the difference between \1 and \2"),
+    (r"^compare (.+) (?:and|with|to) (.+)$", r"compare between \1 and \2"),
+    (r"^how (?:can|do) (?:i|you|we) tell (.+) from (.+)$", r"what is the difference between \1 and \2"),
     (r"^how (?:do|does|are|is) (.+) (?:and|differ from|different from) (.+?)(?: differ| different)$", r"what is the difference between \1 and \2"),
     (r"^how (?:does|is|do|are) (.+) (?:differ|different) from (.+)$", r"what is the difference between \1 and \2"),
     # durations
@@ -123,8 +159,11 @@ REWRITES = _rules(
     (r"^at what time ", "what time "),
     (r"^on (?:what|which) (?:date|day) ", "what date "),
     # counts
-    (r"^how many (.+?) (?:are|is) (?:there )?(?:in|on|inside) (.+)$", r"how many \1 | \2"),
+    (r"^how many (.+?) (?:are|is) (?:there )?(?:in|on|inside|around) (.+)$", r"how many \1 | \2"),
     (r"^how many (.+?) (?:do|does) (.+) (?:have|contain|possess|hold|consist of|include)$", r"how many \1 | \2"),
+    (r"^how much (\w+) (?:is|are) (?:there )?in (.+)$", r"how much \1 | \2"),
+    (r"^how much (\w+) (?:does|do) (.+) (?:have|contain)$", r"how much \1 | \2"),
+    (r"^how often (?:do|does) (.+?) (?:need|have) to (.+)$", r"how often should \1 \2"),
     (r"^how many (.+?) (?:has|have) (.+) got$", r"how many \1 | \2"),
 )  # fmt: skip
 
@@ -146,12 +185,14 @@ FRAMES = _frames(
     (r"^how does one (?P<rest>.+)$", "HOWTO"),
     (r"^how (?:best )?(?:to|do to)(?P<neg> not)? (?P<rest>.+)$", "HOWTO"),
     (r"^how (?:i|you|we|one) (?:can |could |should |would |might |must )?(?P<rest>.+)$", "HOWTO"),
-    (r"^(?:what|which) (?:is|are|would be) the (?:best |right |proper |correct |recommended |usual )?(?:ways?|methods?|steps|procedure|process) (?:to|for me to|i can|you can) (?P<rest>.+)$", "HOWTO"),
+    (r"^(?:what|which) (?:is|are|would be) the (?:best |right |proper |correct |recommended |usual |standard |normal )?(?:ways?|methods?|steps|procedure|process) (?:to|for me to|i can|you can) (?P<rest>.+)$", "HOWTO"),
     (r"^what (?:do|should|must|can) (?:i|you|we) (?:need to |have to )?do (?:in order )?to (?P<rest>.+)$", "HOWTO"),
     (r"^what steps (?:do|should|must|can) (?:i|you|we) (?:need to |have to )?(?:take|follow) (?:in order )?to (?P<rest>.+)$", "HOWTO"),
     (r"^(?:is there|do you know) (?:a|an|any) way (?:to|i can|for me to) (?P<rest>.+)$", "HOWTO"),
     (r"^(?:the )?(?:best )?(?:way|ways) to (?P<rest>.+)$", "HOWTO"),
     (rf"^(?:{_GIVE} )?(?:the )?(?:step by step )?(?:instructions|directions|steps|a guide|a tutorial) (?:to|for how to|on how to|how to) (?P<rest>.+)$", "HOWTO"),
+    (r"^(?:what (?:is|are) )?(?:the )?(?:process|procedure|steps) (?:for|of) (?P<rest>\w+ing .+)$", "HOWTO"),
+    (rf"^(?:{_GIVE} |what (?:is|are) )?(?:some |a few )?(?:good )?(?:tips|advice) (?:to|for(?= \w+ing\b)) (?P<rest>.+)$", "TIPS"),
     (r"^(?:show|teach|tell|instruct) (?:me|us) (?:how )?to (?P<rest>.+)$", "HOWTO"),
     # meaning, purpose
     (r"^what (?:does|do) (?P<rest>.+) stand for$", "STANDS"),
@@ -170,7 +211,7 @@ FRAMES = _frames(
     (rf"^(?:{_GIVE} |what are |suggest |share )?(?:some |a few |your )?(?:good |useful )?(?:tips|advice|pieces of advice) (?P<rest>(?:for|on|about) .+)$", "TIPS"),
     (rf"^{_GIVE} (?:a |the )?(?:full |complete )?list of (?P<rest>.+)$", "LIST"),
     (r"^(?:list|enumerate|make a list of|create a list of|write a list of|list out) (?P<rest>.+)$", "LIST"),
-    (r"^(?:name|identify|state|specify) (?P<rest>(?:the|all the) .+)$", "LIST WHAT"),
+    (r"^(?:name|identify|state|specify) (?P<rest>(?:the|all the) .+)$", "LIST WHAT WHO"),
     (r"^name (?P<rest>.+)$", "LIST NAME"),
     # what
     (r"^what year (?P<aux>did|was|were) (?P<rest>.+)$", "YEAR"),
@@ -200,5 +241,6 @@ FRAMES = _frames(
     (r"^(?:give|provide|tell)(?: (?:me|us))?(?: with)? (?P<rest>the .+)$", "GIVE WHAT"),
     (r"^(?:give|provide|offer|share|tell|i need|i want|i would like)(?: (?:me|us))?(?: with)? (?P<rest>.+)$", "GIVE"),
     (r"^(?:write|compose|draft)(?: (?:me|us))? (?P<rest>.+)$", "WRITE"),
+    (r"^(?:suggest|recommend)(?: (?:me|us))? (?P<rest>(?:some|an?|\d+) .+)$", "SUGGEST GIVE"),
     (r"^(?:suggest|recommend)(?: (?:me|us))? (?P<rest>.+)$", "SUGGEST"),
 )  # fmt: skip

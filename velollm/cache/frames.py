@@ -39,6 +39,14 @@ __all__ = ["Form", "parse"]
 _CLAUSE_START = re.compile(r"(?:what|which|who|when|where|why|how)\b")
 _QUESTION_START = re.compile(r"(?:what|which|who|when|where|why|how|is|are|can|could|should|do|does|did|will|would)\b")
 
+# `My phone got wet, what ...` is two sentences.
+_SITUATION = re.compile(
+    r"((?:i|we|my|our|the|it|there) [^,]{4,100}) , "
+    r"(?=(?:what|how|where|when|why|who|which|should|can|could|is|are|do)\b)"
+)
+_PASSIVE = re.compile(r"how (?:can|could|should|may|must|do) (.+) be (\w+)$")
+_ASIDE = re.compile(r"(.+?) , ((?:in|on|with|using|for) [^,]{1,40}) , (.+)")
+
 
 @attrs.frozen(kw_only=True)
 class Form:
@@ -58,8 +66,12 @@ def parse(canonical: Canonical) -> Form | None:
     preface, _, sentence = canonical.clauses.rpartition(" . ")
     if not sentence:
         return None
+    if (found := _SITUATION.match(sentence)) is not None:
+        preface = f"{preface} . {found[1]}" if preface else found[1]
+        sentence = sentence[found.end() :]
+    preface = " ".join(word for word in preface.split(" ") if word != "the")
     sentence = _unfront(sentence)
-    sentence = " ".join(t for t in sentence.split(" ") if t != ",")
+    sentence = _active(" ".join(t for t in sentence.split(" ") if t != ","))
     for pattern, replacement in REWRITES:
         sentence = pattern.sub(replacement, sentence, count=1)
     intents, moods, rest = _frame(sentence)
@@ -68,6 +80,7 @@ def parse(canonical: Canonical) -> Form | None:
 
 def _unfront(sentence: str) -> str:
     """`In Excel, how do I ...` → `how do I ... in Excel`. `Python: how ...` arrives as a payload and is left alone."""
+    sentence = _ASIDE.sub(r"\1 \3 \2", sentence)
     first, _, rest = sentence.partition(" ")
     if first in SUBORDINATORS:
         front, _, main = sentence.partition(" , ")
@@ -81,6 +94,13 @@ def _unfront(sentence: str) -> str:
             front = f"{first} {rest[: found.start()].strip()}"
             return f"{rest[found.start() :]} {front}"
     return sentence
+
+
+def _active(sentence: str) -> str:
+    """`how can pip be installed` → `how do i install pip`."""
+    found = _PASSIVE.match(sentence)
+    verb = None if found is None else base_of_past(found[2])
+    return sentence if found is None or verb is None else f"how do i {verb} {found[1]}"
 
 
 def _frame(sentence: str) -> tuple[frozenset[str], set[str], str]:
@@ -118,8 +138,8 @@ def _body(intents: frozenset[str], moods: set[str], rest: str, canonical: Canoni
             plain.append(word)
     _drop_recipient(plain, intents)
     _untense(plain, moods, intents)
-    if howto and plain and (base := base_of_gerund(plain[0])) is not None:
-        plain[0] = base
+    if (howto or "TIPS" in intents) and plain:
+        plain[0] = base_of_gerund(plain[0]) or plain[0]
     if intents & {"HOWMUCH", "COUNT", "YESNO"} and moods & {"can", "should", "must"}:
         plain[:] = ["i" if w in ANYONE else w for w in plain]
     if howto and len(plain) > 1 and plain[0] in MAKING_FOOD and plain[1] not in PREPOSITIONS:
@@ -200,15 +220,19 @@ def _from_before_to(body: list[str]) -> list[str]:
     if "from" not in body or "to" not in body:
         return body
     parts = _segments(body)
-    for i in range(1, len(parts) - 1):
-        if parts[i][0] == "to" and parts[i + 1][0] == "from":
-            parts[i], parts[i + 1] = parts[i + 1], parts[i]
+    starts = [part[0] if part else "" for part in parts]
+    if starts.count("from") == 1 and starts.count("to") == 1 and starts.index("to") < starts.index("from"):
+        parts.insert(starts.index("to"), parts.pop(starts.index("from")))
     return [token for part in parts for token in part]
 
 
 def _sort_operands(body: list[str]) -> list[str]:
     """`difference between X and Y` has no order; `from X to Y` has."""
-    if "between" not in body or body.count("and") != 1 or not {"difference", "distance", "similarity"} & set(body):
+    if (
+        "between" not in body
+        or body.count("and") != 1
+        or not {"difference", "distance", "similarity", "compare"} & set(body)
+    ):
         return body
     start, middle = body.index("between"), body.index("and")
     left, right = body[start + 1 : middle], body[middle + 1 :]

@@ -13,7 +13,7 @@ import attrs
 
 from velollm.cache.canonical import Canonical
 from velollm.cache.frames import Form, parse
-from velollm.cache.lexicon import NEGATIONS, PLATFORMS, PREPOSITIONS, PRONOUNS, QUESTION_WORDS, UNITS
+from velollm.cache.lexicon import NEGATIONS, OPEN_LISTS, PLATFORMS, PREPOSITIONS, PRONOUNS, QUESTION_WORDS, UNITS
 from velollm.cache.tokens import is_verbatim
 from velollm.cache.words import is_slip, is_slip_of_name, stem
 
@@ -22,7 +22,7 @@ __all__ = ["Question", "Refusal", "judge", "read"]
 # Intents to which one and many are the same: `what are black holes` is `what is a black hole`.
 _LOOSE_NUMBER = frozenset(
     ["HOWTO", "RECIPE", "WHAT", "WHATDO", "WHY", "HOW", "COUNT", "PURPOSE", "WHERE", "WHO",
-     "EXPLAIN", "MEAN", "TIPS", "WHEN"]
+     "EXPLAIN", "MEAN", "TIPS", "WHEN", "HOWMUCH"]
 )  # fmt: skip
 _LOOSE_ARTICLE = frozenset(["HOWTO", "RECIPE", "TIPS"])
 _HEAD_LINKS = ("of", "in", "for", "on")
@@ -99,7 +99,8 @@ def _articles(a: Form, b: Form, common: frozenset[str]) -> Refusal | None:
         return None
     mine, theirs = _by_noun(a.articles), _by_noun(b.articles)
     for noun in sorted(mine.keys() & theirs.keys()):
-        if mine[noun] != theirs[noun]:
+        some_or_all = noun in OPEN_LISTS and mine[noun] | theirs[noun] == {"some", "the"}
+        if mine[noun] != theirs[noun] and not some_or_all:
             return Refusal(guard="article", detail=f"{'/'.join(sorted(mine[noun] ^ theirs[noun]))} {noun}".strip())
     return None
 

@@ -25,6 +25,7 @@ __all__ = [
     "NEGATIONS",
     "NOT_PLURAL",
     "NUMBER_WORDS",
+    "OPEN_LISTS",
     "OWNERS",
     "PLATFORMS",
     "POSSESSED",
@@ -205,6 +206,10 @@ NOT_PLURAL = _set(
 # The classes of words that frames.py treats alike.
 PRESENT_FORMS = _set("is are am do does")
 POSSESSED = _set("my your our his her their this that these those")
+# Lists without an end: some of them is what anybody gives who is asked for them.
+OPEN_LISTS = _set(
+    "benefit advantage disadvantage drawback use symptom sign cause effect tip way reason example idea feature risk"
+)
 OWNERS = _set("my your our own")
 MAKING_FOOD = _set("make prepare cook")
 ANYONE = _set("you we one")

@@ -15,7 +15,7 @@ _USER = (
     "good evening", "good day", "thanks", "thank you", "thanks a lot", "thank you very much", "thank you so much",
     "thanks so much", "many thanks", "cheers", "ty", "how are you", "how are you doing", "how are you today",
     "how is it going", "what is up", "sup", "nice to meet you", "nice", "cool", "awesome", "great", "perfect",
-    "testing", "test",
+    "testing", "test", "ok", "okay", "all right", "got it", "great thanks", "bye", "goodbye",
     "thanks again", "much appreciated", "how do you do", "are you there", "everyone", "friend", "assistant", "bot",
 )  # fmt: skip
 _ASSISTANT = (

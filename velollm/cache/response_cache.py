@@ -15,7 +15,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import attrs
@@ -142,7 +142,8 @@ class ResponseCache:
         self.ttl, self._jitter, self._shared, self._max_temperature = ttl, jitter, shared, max_temperature
         self._clock, self._rng = clock, rng or random.Random()  # noqa: S311  # jitter, not a secret
         self._lock = threading.RLock()
-        self._index = SemanticIndex(max_indexed, embedder)
+        self._index = SemanticIndex(max_indexed)
+        self.embedder = embedder
         self._book = ShadowBook()
         self._counts: Counter[str] = Counter()
         self.size = parse_size(size)
@@ -308,8 +309,9 @@ class ResponseCache:
             )
         if request.question is None:
             return None
+        vector = self._vector(request.question)
         with self._lock:
-            match = self._index.search(request.scope, request.question)
+            match = self._index.search(request.scope, request.question, vector)
         return None if match is None else self._semantic_hit(match, request)
 
     def _semantic_hit(self, match: Match, request: Request) -> Hit | None:
@@ -352,8 +354,21 @@ class ResponseCache:
 
     def _enter(self, entry: Entry, question: Question | None) -> None:
         if entry.scope and question is not None and self.modes["semantic"] != "off":
+            vector = self._vector(question)
             with self._lock:
-                self._index.add(entry.key, entry.scope, entry.prompt, question)
+                self._index.add(entry.key, entry.scope, entry.prompt, question, vector)
+
+    def _vector(self, question: Question) -> Sequence[float] | None:
+        """The embedder's vector, or None: an embedder that fails costs no more than what it would have found."""
+        if self.embedder is None:
+            return None
+        try:
+            return self.embedder(question.canonical.clauses)
+        except Exception as error:  # an embedder may be anybody's
+            level = logging.DEBUG if self._counts["embedder failures"] else logging.WARNING
+            self._counts["embedder failures"] += 1
+            _log.log(level, "the embedder failed (%r): trigrams retrieve instead", error)
+            return None
 
     def _forget(self, key: bytes) -> None:
         with self._lock:
@@ -376,8 +391,9 @@ class ResponseCache:
             return TierVerdict(tier=tier, outcome=outcome, prompt=hit.prompt, similarity=hit.similarity)
         if tier != "semantic" or request.question is None:
             return TierVerdict(tier=tier, outcome="miss")
+        vector = self._vector(request.question)
         with self._lock:
-            near = self._index.nearest(request.scope, request.question)
+            near = self._index.nearest(request.scope, request.question, vector)
         refused = tuple((m.prompt, m.similarity, str(m.refusal)) for m in near)
         return TierVerdict(tier=tier, outcome="miss", reason=refused[0][2] if refused else "", refused=refused)
 

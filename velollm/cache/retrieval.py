@@ -6,7 +6,7 @@ from __future__ import annotations
 import heapq
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 __all__ = ["TrigramIndex", "VectorIndex", "similarity", "trigrams"]
@@ -92,12 +92,12 @@ class TrigramIndex:
 
 
 class VectorIndex:
-    """Cosine similarity over an embedder's vectors; NumPy if it is there, plain Python if not."""
+    """Cosine similarity over vectors of one length; NumPy if it is there, plain Python if not."""
 
-    def __init__(self, embed: Callable[[str], Sequence[float]]) -> None:
-        self._embed = embed
+    def __init__(self) -> None:
         self._slots: list[int] = []
         self._places: dict[int, int] = {}
+        self._length = 0
         self._rows: Any = None
         self._plain: list[list[float]] = []
         try:
@@ -107,19 +107,21 @@ class VectorIndex:
         else:
             self._np = np
 
-    def add(self, slot: int, text: str) -> None:
-        """Embed and enter a text."""
-        vector = _unit(self._embed(text))
+    def add(self, slot: int, vector: Sequence[float]) -> None:
+        """Enter a vector. An empty one, or one of another length than the first, is left out."""
+        self._length = self._length or len(vector)
+        if not vector or len(vector) != self._length:
+            return
         at = self._places[slot] = len(self._slots)
         self._slots.append(slot)
         if self._np is None:
-            self._plain.append(vector)
+            self._plain.append(_unit(vector))
             return
         if self._rows is None:
-            self._rows = self._np.zeros((64, len(vector)), dtype="float32")
+            self._rows = self._np.zeros((64, self._length), dtype="float32")
         elif at == len(self._rows):
             self._rows = self._np.concatenate([self._rows, self._np.zeros_like(self._rows)])
-        self._rows[at] = vector
+        self._rows[at] = _unit(vector)
 
     def discard(self, slot: int) -> None:
         """Forget a slot; the last row takes its place."""
@@ -137,18 +139,22 @@ class VectorIndex:
         else:
             self._rows[at] = self._rows[last]
 
-    def search(self, text: str, k: int) -> list[tuple[int, float]]:
+    def search(self, vector: Sequence[float], k: int) -> list[tuple[int, float]]:
         """The k nearest slots with their cosine, best first."""
-        if not self._slots:
+        if not self._slots or len(vector) != self._length:
             return []
-        vector = _unit(self._embed(text))
+        unit = _unit(vector)
         if self._np is None:
-            scores: Any = [sum(map(float.__mul__, row, vector)) for row in self._plain]
+            scores: Any = [sum(map(float.__mul__, row, unit)) for row in self._plain]
             best = heapq.nlargest(k, range(len(scores)), key=scores.__getitem__)
         else:
-            scores = self._rows[: len(self._slots)] @ self._np.asarray(vector, dtype="float32")
-            best = self._np.argsort(-scores)[:k].tolist()
-        return [(self._slots[i], float(scores[i])) for i in best]
+            scores = self._rows[: len(self._slots)] @ self._np.asarray(unit, dtype="float32")
+            if len(scores) > k:
+                best = self._np.argpartition(-scores, k)[:k].tolist()
+                best.sort(key=lambda at: -scores[at])
+            else:
+                best = self._np.argsort(-scores).tolist()
+        return [(self._slots[at], float(scores[at])) for at in best]
 
 
 def _unit(vector: Sequence[float]) -> list[float]:

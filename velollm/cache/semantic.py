@@ -42,18 +42,17 @@ class _Partition:
 
     __slots__ = ("by_body", "trigrams", "vectors")
 
-    def __init__(self, embed: Embedder | None) -> None:
+    def __init__(self) -> None:
         self.trigrams = TrigramIndex()
-        self.vectors = None if embed is None else VectorIndex(embed)
+        self.vectors = VectorIndex()
         self.by_body: dict[tuple[str, ...], list[int]] = {}
 
 
 class SemanticIndex:
     """Bounded: beyond `limit` prompts the oldest is forgotten."""
 
-    def __init__(self, limit: int = 100_000, embed: Embedder | None = None) -> None:
+    def __init__(self, limit: int = 100_000) -> None:
         self._limit = limit
-        self._embed = embed
         self._partitions: dict[bytes, _Partition] = {}
         self._members: dict[int, tuple[bytes, _Member]] = {}
         self._slots: OrderedDict[bytes, int] = OrderedDict()
@@ -63,18 +62,21 @@ class SemanticIndex:
     def __len__(self) -> int:
         return len(self._slots)
 
-    def add(self, key: bytes, scope: bytes, prompt: str, question: Question) -> None:
-        """Enter a prompt under its key; a key that is there already is moved to the young end."""
+    def add(
+        self, key: bytes, scope: bytes, prompt: str, question: Question, vector: Sequence[float] | None = None
+    ) -> None:
+        """Enter a prompt under its key; a key that is there already is moved to the young end. `vector`: the
+        embedder's, where there is one."""
         self.discard(key)
         where = _partition_of(scope, question)
         partition = self._partitions.get(where)
         if partition is None:
-            partition = self._partitions[where] = _Partition(self._embed)
+            partition = self._partitions[where] = _Partition()
         slot, self._next = self._next, self._next + 1
         features = trigrams(question.form.body)
         partition.trigrams.add(slot, features)
-        if partition.vectors is not None:
-            partition.vectors.add(slot, question.canonical.clauses)
+        if vector is not None:
+            partition.vectors.add(slot, vector)
         partition.by_body.setdefault(question.form.body, []).append(slot)
         self._members[slot] = where, _Member(key=key, prompt=prompt, question=question, features=features)
         self._slots[key] = slot
@@ -89,8 +91,7 @@ class SemanticIndex:
         where, member = self._members.pop(slot)
         partition = self._partitions[where]
         partition.trigrams.discard(slot)
-        if partition.vectors is not None:
-            partition.vectors.discard(slot)
+        partition.vectors.discard(slot)
         twins = partition.by_body[member.question.form.body]
         twins.remove(slot)
         if not twins:
@@ -98,13 +99,13 @@ class SemanticIndex:
         if not len(partition.trigrams):
             del self._partitions[where]
 
-    def search(self, scope: bytes, question: Question) -> Match | None:
+    def search(self, scope: bytes, question: Question, vector: Sequence[float] | None = None) -> Match | None:
         """The nearest prompt that every guard lets through."""
-        return next((m for m in self._judged(scope, question) if m.refusal is None), None)
+        return next((m for m in self._judged(scope, question, vector) if m.refusal is None), None)
 
-    def nearest(self, scope: bytes, question: Question) -> list[Match]:
+    def nearest(self, scope: bytes, question: Question, vector: Sequence[float] | None = None) -> list[Match]:
         """The nearest prompts with the verdict on each, for `explain`."""
-        return self._judged(scope, question, report=True)[:_REPORTED]
+        return self._judged(scope, question, vector, report=True)[:_REPORTED]
 
     def distrust(self, key: bytes, similarity: float) -> None:
         """A would-be answer of this entry was wrong: from now on it only answers what is nearer than that."""
@@ -112,13 +113,15 @@ class SemanticIndex:
         while len(self._floors) > 10_000:
             self._floors.popitem(last=False)
 
-    def _judged(self, scope: bytes, question: Question, report: bool = False) -> list[Match]:
+    def _judged(
+        self, scope: bytes, question: Question, vector: Sequence[float] | None, report: bool = False
+    ) -> list[Match]:
         partition = self._partitions.get(_partition_of(scope, question))
         if partition is None:
             return []
         features = trigrams(question.form.body)
         matches = []
-        for slot in self._candidates(partition, question, features):
+        for slot in self._candidates(partition, question, features, vector):
             _, member = self._members[slot]
             refusal = judge(question, member.question)
             score = similarity(features, member.features)
@@ -129,11 +132,13 @@ class SemanticIndex:
                 return matches[-1:]
         return sorted(matches, key=lambda m: (m.refusal is not None, -m.similarity))
 
-    def _candidates(self, partition: _Partition, question: Question, features: frozenset[str]) -> list[int]:
+    def _candidates(
+        self, partition: _Partition, question: Question, features: frozenset[str], vector: Sequence[float] | None
+    ) -> list[int]:
         twins = partition.by_body.get(question.form.body, [])[-4:][::-1]
         near = [slot for slot, _ in partition.trigrams.search(features, _NEAREST)]
-        if partition.vectors is not None:
-            near += [slot for slot, _ in partition.vectors.search(question.canonical.clauses, _NEAREST)]
+        if vector is not None:
+            near += [slot for slot, _ in partition.vectors.search(vector, _NEAREST)]
         return list(dict.fromkeys([*twins, *near]))
 
 

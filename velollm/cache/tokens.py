@@ -65,7 +65,7 @@ def is_verbatim(token: str) -> bool:
 def tokenize(text: str) -> Text:
     """Split one prompt. Linear in its length; the caller bounds the length."""
     text = unicodedata.normalize("NFC", text).translate(_SMART).strip()
-    text, payload = _split_payload(text)
+    text, payload = _split_payload(_unquoted(text))
     shouted, cased = _casing(text)
     out: list[str] = []
     names: set[str] = set()
@@ -77,6 +77,12 @@ def tokenize(text: str) -> Text:
         position = span.end()
     _plain(text[position:], out, names, shouted, cased)
     return Text(tokens=tuple(_mend(out)), payload=payload, names=frozenset(names))
+
+
+def _unquoted(text: str) -> str:
+    """A prompt that stands in quotation marks as a whole is no quotation."""
+    whole = len(text) > 2 and text[0] == text[-1] == '"' and text.count('"') == 2 and " " in text
+    return text[1:-1].strip() if whole else text
 
 
 def _split_payload(text: str) -> tuple[str, str]:

@@ -36,7 +36,7 @@ _TELLING_ENDS = re.compile(
 _MIN_SLIP = 4
 _TWO_SLIPS = 8
 _LONG_NAME = 8
-_LONGEST_PHRASE = 5
+_LONGEST_ACRONYM = 3
 
 
 @lru_cache(maxsize=16384)
@@ -90,7 +90,7 @@ class Synonyms:
 
     def unify(self, tokens: list[str], names: frozenset[str]) -> list[str]:
         """Replace each word and phrase by its representative; words the writer capitalised are left as they are,
-        unless they are another spelling of a name (`US`)."""
+        unless they are short enough for initials (`PC`, `US`)."""
         out: list[str] = []
         i = 0
         while i < len(tokens):
@@ -101,7 +101,8 @@ class Synonyms:
                     i += len(phrase)
                     break
             else:
-                out.append(token if token in names and token not in PLATFORMS else self.words.get(token, token))
+                named = token in names and token not in PLATFORMS and len(token) > _LONGEST_ACRONYM
+                out.append(token if named else self.words.get(token, token))
                 i += 1
         return out
 

@@ -35,6 +35,7 @@ Kind: TypeAlias = Literal["ollama", "llamacpp", "vllm", "openai"]
 SemanticMode: TypeAlias = Literal["off", "shadow", "on"]
 KVType: TypeAlias = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 
+EMBEDDER = re.compile(r"auto|trigrams|minilm|backend:.+")
 STORE = re.compile(r"memory\Z|sqlite:.|(?:redis|rediss|valkey|unix)://.")
 
 
@@ -60,6 +61,7 @@ positive = _check(lambda value: value > 0, "above 0")
 not_negative = _check(lambda value: value >= 0, "0 or more")
 a_port = _check(lambda value: 0 <= value <= 65535, "between 0 and 65535")
 a_store = _check(STORE.match, "memory, sqlite:PATH or redis://HOST")
+an_embedder = _check(EMBEDDER.fullmatch, "auto, trigrams, minilm or backend:MODEL")
 not_empty = _check(lambda value: value.strip() != "", "some text")
 
 
@@ -206,6 +208,10 @@ class CacheSettings:
     store: str = setting(
         "memory", "where answers are kept", flag="--cache-store", metavar="memory|sqlite:PATH|redis://HOST",
         check=a_store,
+    )  # fmt: skip
+    embedder: str = setting(
+        "auto", "what finds questions of like meaning: MiniLM where it is installed, or a backend's embedding model",
+        flag="--cache-embedder", metavar="auto|trigrams|minilm|backend:MODEL", check=an_embedder,
     )  # fmt: skip
     shared: bool = setting(False, "let all keys see each other's answers", flag="--cache-shared")
     tenant_header: str | None = setting(

@@ -15,6 +15,7 @@ from pathlib import Path
 from velollm.admission import AdmissionLayer, KeyFile
 from velollm.asgi import Receive, Scope, Send
 from velollm.backend import Backend
+from velollm.cache.layer import cache_of
 from velollm.config import ServerSettings, Settings
 from velollm.middleware import VeloLLM
 from velollm.observability import Metrics, ObserveLayer
@@ -22,6 +23,7 @@ from velollm.observability.access import AccessLog
 from velollm.observability.recent import RecentRequests
 from velollm.routing import BackendPool
 from velollm.server.backends import open_pool
+from velollm.server.cache import CacheApi
 from velollm.server.dashboard import Dashboard
 from velollm.server.gate import OWN_NAMES, Gate
 from velollm.server.service import Service
@@ -43,8 +45,13 @@ class ServerApp:
         dashboard = Dashboard(pool, metrics, recent)
         shown = metrics if settings.observability.metrics else None
         service = Service(pool, shown, dashboard, discreet=keys is not None)
+        cache = cache_of(self.backend)
         door = VeloLLM(
-            service, backend=self.backend, max_body=settings.server.max_body, forward_unknown=True, tool_calls=False
+            service if cache is None else CacheApi(service, cache),
+            backend=self.backend,
+            max_body=settings.server.max_body,
+            forward_unknown=True,
+            tool_calls=False,
         )
         gate = Gate(door, hosts=_hosts(settings.server), origins=settings.server.cors_origins, keys=keys)
         self._app = AccessLog(gate, recent=recent)

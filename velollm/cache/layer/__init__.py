@@ -22,13 +22,14 @@ from velollm.backend import Backend, Layer
 from velollm.cache.answers import BadAnswer, keep_answer, replay_answer
 from velollm.cache.body import chat_body
 from velollm.cache.eligibility import Controls, Tier
+from velollm.cache.layer.embedding import BackendEmbedder
 from velollm.cache.layer.flight import Flight
 from velollm.cache.layer.models import Models
 from velollm.cache.request import Request
 from velollm.cache.response_cache import Found, Hit, Mode, ResponseCache
 from velollm.messages import ChatAnswer, ChatEvent, ChatRequest, Collector, RequestContext
 
-__all__ = ["HEADER", "CacheLayer"]
+__all__ = ["HEADER", "CacheLayer", "cache_of"]
 
 logger = logging.getLogger("velollm.cache")
 
@@ -180,7 +181,11 @@ class CacheLayer(Layer):
 
     async def off_loop(self, call: Callable[..., T], *arguments: Any) -> T:
         """Call the cache: in a thread where its store or its embedder takes time."""
-        return await asyncio.to_thread(call, *arguments) if self.cache.may_block else call(*arguments)
+        if not self.cache.may_block:
+            return call(*arguments)
+        if isinstance(self.cache.embedder, BackendEmbedder):
+            self.cache.embedder.bind(asyncio.get_running_loop())
+        return await asyncio.to_thread(call, *arguments)
 
     def failed(self, doing: str, error: Exception) -> None:
         """Step aside: count it, and say it once."""
@@ -269,3 +274,13 @@ async def _read_along(
                     context.headers[BACKEND_HEADER] = leader.headers[BACKEND_HEADER]
             meta = None if event.meta is None else attrs.evolve(event.meta, id="")
             yield attrs.evolve(event, wire=None, raw=None, meta=meta)
+
+
+def cache_of(backend: Backend) -> ResponseCache | None:
+    """The cache in a stack of layers, if there is one."""
+    layer: Backend | None = backend
+    while isinstance(layer, Layer):
+        if isinstance(layer, CacheLayer):
+            return layer.cache
+        layer = layer.inner
+    return None

@@ -11,7 +11,16 @@ from typing import Final
 
 import attrs
 
-__all__ = ["APPLICATION_ID", "FAULTS", "SCHEMA_VERSION", "FileState", "connect", "prepare_file", "set_aside"]
+__all__ = [
+    "APPLICATION_ID",
+    "FAULTS",
+    "SCHEMA_VERSION",
+    "FileState",
+    "connect",
+    "find_fault",
+    "prepare_file",
+    "set_aside",
+]
 
 _log = logging.getLogger("velollm.cache")
 
@@ -65,7 +74,7 @@ def connect(path: Path, timeout: float) -> sqlite3.Connection:
 def prepare_file(path: Path, state: FileState) -> None:
     """Make the file ready for use. One that is foreign, newer or damaged is set aside first."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and (fault := _fault(path)):
+    if path.exists() and (fault := find_fault(path)):
         set_aside(path, fault, state)
     with closing(connect(path, timeout=5.0)) as db:
         if db.execute("PRAGMA user_version").fetchone()[0] != SCHEMA_VERSION:
@@ -74,7 +83,7 @@ def prepare_file(path: Path, state: FileState) -> None:
     path.chmod(0o600)
 
 
-def _fault(path: Path) -> str:
+def find_fault(path: Path) -> str:
     """Why a file may not be used, or nothing."""
     if path.stat().st_size == 0:
         return ""

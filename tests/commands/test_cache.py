@@ -1,0 +1,81 @@
+"""`velollm cache` on a store of its own, and `velollm embed`; against a server they run in tests/e2e."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from support.cache import answer, ask
+
+from velollm.cache import ResponseCache
+from velollm.cli import main
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> str:
+    setting = f"sqlite:{tmp_path / 'answers.db'}"
+    with ResponseCache(store=setting, ttl=10**8) as cache:
+        for model in ("m", "n"):
+            cache.store("ann", ask("How do I boil an egg?", model=model), answer("8 minutes"))
+        assert cache.flush(5)
+    return setting
+
+
+def test_stats(store: str, capsys: Capture) -> None:
+    assert main(["cache", "stats", "--store", store, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["store"]["entries"] == 2
+    assert main(["cache", "stats", "--store", store]) == 0
+    assert "entries                    2" in capsys.readouterr().out
+
+
+def test_export_and_purge(store: str, capsys: Capture) -> None:
+    assert main(["cache", "export", "--store", store]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["answer"]["choices"][0]["message"]["content"] for line in lines] == ["8 minutes"] * 2
+    assert main(["cache", "purge", "--store", store, "--model", "m"]) == 0
+    assert capsys.readouterr().out == "1 entry is gone\n"
+    assert main(["cache", "purge", "--store", store, "--all", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"purged": 1}
+
+
+def test_a_report_needs_evidence(store: str, capsys: Capture) -> None:
+    assert main(["cache", "report", "--store", store]) == 0
+    assert "nothing to report" in capsys.readouterr().out
+
+
+def test_what_is_no_store_is_left_as_it_is(tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "diary.db"
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE diary (day TEXT)")
+        db.commit()
+    before = path.read_bytes()
+    for action in (["stats"], ["export"], ["purge", "--all"]):
+        assert main(["cache", *action, "--store", f"sqlite:{path}"]) == 1
+        assert "belongs to another program" in capsys.readouterr().err
+        assert main(["cache", *action, "--store", f"sqlite:{tmp_path / 'none.db'}"]) == 1
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["diary.db"]
+
+
+def test_nobody_answers(capsys: Capture) -> None:
+    assert main(["cache", "stats", "--url", "http://127.0.0.1:1"]) == 1
+    assert "velollm serve" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["purge"], ["stats", "--store", "disk"]])
+def test_usage(words: list[str], capsys: Capture) -> None:
+    assert main(["cache", *words]) == 2
+    assert "--" in capsys.readouterr().err
+
+
+def test_embed_needs_the_right_wheel(tmp_path: Path, capsys: Capture) -> None:
+    pytest.importorskip("numpy")
+    wheel = tmp_path / "x.whl"
+    wheel.write_bytes(b"x")
+    assert main(["-q", "embed", "install", "--folder", str(tmp_path / "to"), "--wheel", str(wheel)]) == 1
+    assert "SHA-256" in capsys.readouterr().err
