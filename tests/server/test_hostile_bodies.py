@@ -182,7 +182,7 @@ async def test_templates_stay_text() -> None:
     backend = ScriptedBackend()
     body = {**CHAT, "messages": [{"role": "user", "content": "{{7*7}}"}], "chat_template": "{{7*7}}"}
     answer = await ask(served(backend), "POST", "/v1/chat/completions", body)
-    assert "49" not in answer.text
+    assert "49" not in str(answer.json.get("choices"))  # an id may hold any digits
     assert backend.requests == [] or backend.requests[0].messages[0].text == "{{7*7}}"
 
 

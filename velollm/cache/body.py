@@ -21,7 +21,7 @@ _FIELDS: Final = (
     "logprobs", "top_logprobs", "echo", "think", "options",
 )  # fmt: skip
 _NOTHING_SAID: Final = ChatRequest()
-_EMPTY: Final = ([], (), {}, "")
+_EMPTY: Final[tuple[object, ...]] = ([], (), {}, "")
 # Where a prompt is cached by the engine says nothing of what is asked.
 _NO_CONTENT: Final = frozenset({"cache_control"})
 

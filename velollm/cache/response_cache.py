@@ -198,7 +198,7 @@ class ResponseCache:
 
     def keep(self, request: Request, answer: Any, *, tags: tuple[str, ...] = ()) -> Receipt:
         """Keep an answer. Nothing is kept that is incomplete, an error, or barred by the request."""
-        reason = request.eligibility.reason if not request.eligibility.write else why_not_stored(answer)
+        reason = why_not_stored(answer, request.limit) if request.eligibility.write else request.eligibility.reason
         data = b""
         if reason is None:
             try:
@@ -333,7 +333,7 @@ class ResponseCache:
             answer = orjson.loads(entry.answer)
         except orjson.JSONDecodeError:
             answer = None
-        if why_not_stored(answer) is not None:  # a shared store was written by somebody else
+        if why_not_stored(answer, request.limit) is not None:  # a shared store was written by somebody else
             self._counts["poisoned"] += 1
             return None
         return Hit(answer=answer, tier=tier, age=age, similarity=near, key=entry.key, prompt=entry.prompt)

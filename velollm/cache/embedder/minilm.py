@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
+import onnxruntime  # type: ignore[import-untyped,import-not-found,unused-ignore]
 from tokenizers import Tokenizer
 
 from velollm.cache.embedder import MODEL_FILE, TOKENIZER_FILE
