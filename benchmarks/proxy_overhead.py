@@ -26,7 +26,7 @@ from tempfile import TemporaryDirectory
 
 import attrs
 import httpx
-from load import HERE, MARK, cpu_seconds, free_port, http_request, machine, press, raw_upstream
+from harness import HERE, MARK, cpu_seconds, free_port, http_request, machine, press, raw_upstream
 
 VELOLLM = "{python} -m velollm serve --backend openai+http://127.0.0.1:{upstream}/v1 --port {port}"
 CHUNKS = 64

@@ -23,8 +23,8 @@ from typing import cast
 import aiohttp
 import httpx
 import uvloop
+from harness import HERE, machine, raw_upstream
 from httpx_aiohttp import AiohttpTransport
-from load import HERE, machine, raw_upstream
 
 from velollm.transport import PooledTransport, Upstream
 

@@ -183,6 +183,10 @@ class EmbeddedBackend(Backend):
         path, header = await self._model_file()
         return [describe(self.model, path, header, self._plan(header).context)]
 
+    async def slots(self, model: str) -> int | None:
+        """How many conversations it answers at once."""
+        return await self._ask(lambda server: server.slots(self.model))
+
     async def start(self) -> None:
         """Load the model."""
         await self._serving()

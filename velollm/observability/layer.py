@@ -160,7 +160,10 @@ class _Watch:
     def _server_timing(self, word: str, seconds: float) -> str:
         marks = self._context.marks
         if "queued" in marks and "sent" in marks:
-            return f"queue;dur={_ms(marks['sent'] - marks['queued'])}, {word};dur={_ms(seconds)}"
+            queue = marks["sent"] - marks["queued"]
+            if word == "prefill":
+                seconds = max(0.0, seconds - queue)
+            return f"queue;dur={_ms(queue)}, {word};dur={_ms(seconds)}"
         return f"{word};dur={_ms(seconds)}"
 
     def _log(self, total: float) -> None:

@@ -64,10 +64,6 @@ class Member:
                 return info.id
         return next((info.id for info in self.listed if same_model(info.id, model)), None)
 
-    def context_length(self, model: str) -> int | None:
-        """The largest context of a model, in tokens, as far as the backend says."""
-        return next((info.context_length for info in self.listed if info.id == model), None)
-
     def note(self, error: VeloError | None) -> None:
         """What became of a request: down when the backend could not be reached."""
         self.error = error

@@ -34,7 +34,6 @@ from velollm.routing.member import Member, same_model
 from velollm.routing.passed_on import model_of, pass_on
 from velollm.routing.turns import Turn, Turns
 from velollm.routing.watch import Watch
-from velollm.scheduling.context_size import ContextSizes
 
 __all__ = ["BackendPool"]
 
@@ -92,7 +91,7 @@ class BackendPool(Backend):
         for member in self.members:
             self.turns.add(member.backend, member.health.allows)
         self._aliases = dict(aliases)
-        self._contexts = ContextSizes(num_ctx)
+        self._num_ctx = dict(num_ctx)
         self._budget = Budget()
         self._clock = clock
         self._single = self.members[0] if len(self.members) == 1 else None
@@ -147,8 +146,6 @@ class BackendPool(Backend):
         self, request: ChatRequest, targets: list[Target], stream: Continuation | None
     ) -> AsyncGenerator[ChatEvent, None]:
         """The answer of one of `targets`, or of several in turn, which `stream` joins into one."""
-        for _, model in targets:
-            self._contexts.ask(model, request.options.get("num_ctx"))
         attempts = Attempts(targets, self._budget)
         begun = stream is not None and stream.cuts > 0
         turn = await self.turns.take(request, {member.name: model for member, model in targets})
@@ -196,7 +193,7 @@ class BackendPool(Backend):
     ) -> AsyncGenerator[ChatEvent, None]:
         """One backend's part of an answer, for the record of its health, and of its pace."""
         member, model = target
-        asked = self._named(request, member, model)
+        asked = self._named(request, model)
         if turn.may_make_way and stream is not None and stream.obstacle is None:
             asked = await turn.allow_preemption(member.backend, asked)
         going_on = stream is not None and stream.cuts > 0
@@ -260,9 +257,7 @@ class BackendPool(Backend):
     async def count_tokens(self, request: ChatRequest) -> int:
         """Tokens of the prompt."""
         targets = await self._targets(request.model)
-        return await self._call(
-            targets, lambda member, model: member.backend.count_tokens(self._named(request, member, model))
-        )
+        return await self._call(targets, lambda member, model: member.backend.count_tokens(self._named(request, model)))
 
     async def context(self, model: str) -> int | None:
         """The smallest context that one of the backends gives the model, as far as they say."""
@@ -410,9 +405,9 @@ class BackendPool(Backend):
                 return member.error
         return BackendError("no backend answers")
 
-    def _named(self, request: ChatRequest, member: Member, model: str) -> ChatRequest:
-        """The request with the member's own name for the model, and the context size that all requests for it have."""
-        size = self._contexts.size(model, member.context_length(model))
+    def _named(self, request: ChatRequest, model: str) -> ChatRequest:
+        """The request with the backend's own name for the model, and the one context size that the settings name."""
+        size = self._num_ctx.get(model) if self._num_ctx else None
         asked = request.options.get("num_ctx")
         if size is not None and size != asked:
             # an adapter that sends the original puts the size into it

@@ -30,6 +30,7 @@ UNLIMITED = 1 << 30
 ASK_AGAIN_SECONDS = 60.0
 FIRST_ASK_SECONDS = 0.5  # so long the first request for a model waits to hear how many slots there are
 CHARACTERS_PER_TOKEN = 4
+MOST_MODELS = 1024
 
 
 class Turns:
@@ -65,8 +66,7 @@ class Turns:
         self._queue_timeout = queue_timeout
         self._clock = clock
         self._backends: dict[str, Backend] = {}
-        self._asked: dict[tuple[str, str], float] = {}
-        self._asking: set[asyncio.Task[None]] = set()
+        self._asked: dict[tuple[str, str], tuple[float, asyncio.Task[None]]] = {}
 
     def add(self, backend: Backend, usable: Callable[[float], bool]) -> None:
         """One more backend; `usable` says of a time whether it may be given work then."""
@@ -99,7 +99,7 @@ class Turns:
     def close(self) -> None:
         """No more timers and questions."""
         self.scheduler.close()
-        for task in self._asking:
+        for _, task in self._asked.values():
             task.cancel()
 
     # ---- inside ----
@@ -139,17 +139,17 @@ class Turns:
     async def _ask(self, name: str, model: str) -> None:
         """Ask the backend how many slots it has, the first time with some patience."""
         now = self._clock()
-        last = self._asked.get((name, model))
-        if last is not None and now - last < ASK_AGAIN_SECONDS:
-            return
-        if len(self._asked) > 1024:
-            self._asked.clear()
-        self._asked[name, model] = now
-        task = asyncio.create_task(self._learn_slots(name, model))
-        self._asking.add(task)
-        task.add_done_callback(self._asking.discard)
-        if last is None:
-            await asyncio.wait({task}, timeout=FIRST_ASK_SECONDS)
+        known = self._asked.get((name, model))
+        if known is None or now - known[0] >= ASK_AGAIN_SECONDS:
+            if len(self._asked) >= MOST_MODELS:
+                self._asked.clear()
+            task = asyncio.create_task(self._learn_slots(name, model))
+            self._asked[name, model] = (now, task)
+            if known is None:
+                known = (now, task)
+        since, task = known
+        if not task.done() and now - since < FIRST_ASK_SECONDS:
+            await asyncio.wait({task}, timeout=FIRST_ASK_SECONDS - (now - since))
 
     async def _learn_slots(self, name: str, model: str) -> None:
         try:

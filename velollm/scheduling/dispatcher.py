@@ -190,7 +190,7 @@ class Dispatcher:
     def dispatch(self, now: float) -> list[Step]:
         """Everything that can be decided now."""
         steps: list[Step] = list(self._expired(now))
-        while self.waiting and self._has_room():
+        while self.waiting and self._has_room(now):
             found = self._next(now)
             if found is None:
                 break
@@ -213,7 +213,7 @@ class Dispatcher:
         while self._checks and self._checks[0][2].state != "waiting":
             heapq.heappop(self._checks)
         times = [self._checks[0][0]] if self._checks else []
-        if self._has_room():
+        if self._has_room(now):
             times.append(now + RECHECK_SECONDS)
         return min(times, default=None)
 
@@ -224,7 +224,7 @@ class Dispatcher:
         so that of another one's work only as much counts as it will be served until then.
         """
         lanes = self._lanes(job, now)
-        slots = sum(lane.capacity(job.targets[lane.name]) for lane in lanes)
+        slots = sum(lane.capacity(job.targets[lane.name], now) for lane in lanes)
         held = sum(lane.pace(other.model).remaining(other, now) for lane in lanes for other in lane.running)
         return (held + self._ahead(job, lanes, now)) / max(slots, 1)
 
@@ -297,8 +297,8 @@ class Dispatcher:
         fresh = [lane for lane in known if lane.name not in job.avoid] or known
         return [lane for lane in fresh if lane.usable(now)] or fresh
 
-    def _has_room(self) -> bool:
-        return any(lane.has_room(model) for lane in self.lanes.values() for model in self.waiting.models)
+    def _has_room(self, now: float) -> bool:
+        return any(lane.has_room(model, now) for lane in self.lanes.values() for model in self.waiting.models)
 
     def _next(self, now: float) -> tuple[Job, Lane] | None:
         """The job with the best right among those that can start, and where it starts."""
@@ -335,7 +335,7 @@ class Dispatcher:
         free = [
             lane
             for lane in self._lanes(job, now)
-            if lane.has_room(job.targets[lane.name]) and self._may_load(job, lane, now)
+            if lane.has_room(job.targets[lane.name], now) and self._may_load(job, lane, now)
         ]
         if len(free) > 1:
             loaded = [lane for lane in free if lane.residency.current in (None, job.targets[lane.name])]
@@ -345,7 +345,7 @@ class Dispatcher:
     def _may_age(self, lane: Lane, now: float) -> bool:
         """Aged work holds a quarter of the slots; where there are fewer than four, one slot now and then."""
         held = sum(1 for job in lane.running if job.aged)
-        allowed = lane.capacity(next(iter(lane.by_model), "")) // AGED_SHARE
+        allowed = lane.capacity(next(iter(lane.by_model), ""), now) // AGED_SHARE
         return held < max(1, allowed) and (allowed > 0 or now - lane.last_aged >= self._ageing)
 
     def _may_load(self, job: Job, lane: Lane, now: float) -> bool:

@@ -65,6 +65,7 @@ class Job:
     saves: int = 0  # tokens of prefill that `home` has done already
     patience: float = 0.0
     switches: str | None = None  # the model that the lane had before
+    cold: bool = False  # its model may have had to be loaded first
 
     @property
     def expected_cost(self) -> float:

@@ -36,6 +36,7 @@ class Lane:
         self.last_aged = -inf
         self.residency = Residency(quantum)
         self.slots: dict[str, int] = {}  # what the engine says of a model
+        self._loading: str | None = None  # a model that has not answered since it became the current one
         self._limits: dict[str, AdaptiveLimit] = {}
         self._paces: dict[str, Pace] = {}
 
@@ -47,20 +48,20 @@ class Lane:
             found = self._paces[model] = Pace()
         return found
 
-    def capacity(self, model: str) -> int:
+    def capacity(self, model: str, now: float) -> int:
         """How many requests for `model` may run at once."""
         if self.limit is not None:
             return self.limit
         told = self.slots.get(model)
         if told is not None:
             return told
-        return self._adaptive(model).value
+        return self._adaptive(model).value(now)
 
-    def has_room(self, model: str) -> bool:
+    def has_room(self, model: str, now: float) -> bool:
         """Whether one more may start, as far as slots go."""
         if self.limit is not None:
             return len(self.running) < self.limit
-        return self.by_model.get(model, 0) < self.capacity(model)
+        return self.by_model.get(model, 0) < self.capacity(model, now)
 
     def start(self, job: Job, now: float) -> None:
         """`job` starts here; its `model` is set."""
@@ -69,16 +70,27 @@ class Lane:
         self.tokens += job.prompt_tokens + job.expected_tokens
         job.lane = self.name
         job.granted = now
+        before = self.residency.current
         job.switches = self.residency.started(job.model, now)
+        if before != self.residency.current:
+            self._loading = job.model
+        job.cold = self._loading == job.model
 
     def answered(self, job: Job, now: float) -> None:
         """The first event of its answer came."""
         pace = self.pace(job.model)
         took = now - job.granted
-        if job.switches is not None and pace.measured:
-            self.residency.observed(job.switches, job.model, took, pace.first_byte(job), now)
+        if job.cold:
+            self._has_loaded(job.model, now)
+            usual = pace.usual(job)
+            if job.switches is not None and usual is not None:
+                self.residency.observed(job.switches, job.model, took, usual, now)
         elif job.stream:
-            pace.began(took, job.prompt_tokens)
+            running = self.by_model[job.model]
+            if self.limit is None and running > 1 and pace.was_queued(job, took):
+                self._adaptive(job.model).queued(running, now)
+            else:
+                pace.began(took, job.prompt_tokens)
 
     def end(self, job: Job, now: float) -> None:
         """`job` holds its slot no longer."""
@@ -90,15 +102,25 @@ class Lane:
             del self.by_model[job.model]
         self.tokens = self.tokens - job.prompt_tokens - job.expected_tokens if self.running else 0.0
         self.residency.ended(job.model, now)
+        if not left:
+            self._has_loaded(job.model, now)
 
     def learn(self, job: Job, now: float, load: float) -> None:
         """A whole answer was given: measure, without the `load` seconds that the engine loaded the model."""
         held = max(0.0, now - job.granted - load)
         produced = job.produced - job.before
-        self.pace(job.model).ended(held, job.prompt_tokens, produced)
+        pace = self.pace(job.model)
+        if job.cold and pace.measured:
+            return  # it waited for the model
+        pace.ended(held, job.prompt_tokens, produced)
         if self.limit is None and job.model not in self.slots:
             seconds = held / work(job.prompt_tokens, produced)
             self._adaptive(job.model).sample(seconds, self.by_model.get(job.model, 0))
+
+    def _has_loaded(self, model: str, now: float) -> None:
+        if self._loading == model:
+            self._loading = None
+            self.residency.loaded(now)
 
     def _adaptive(self, model: str) -> AdaptiveLimit:
         found = self._limits.get(model)

@@ -13,6 +13,8 @@ PREFILL_WEIGHT = 0.1  # of a prompt token against a generated one, in time
 PRIOR_HOLD = 1.0  # seconds for which a slot is held, before anything was measured
 REMAINING = 0.25  # of the time held so far: what is left of a request that outlasts its estimate
 RECENT = 16
+ENOUGH = 3
+MUCH_LATER = 5.0
 
 
 def work(prompt: int, output: int) -> float:
@@ -82,6 +84,19 @@ class Pace:
         if not job.stream:
             return 0.5 * self.first_byte(job)
         return 0.5 * min(self._recent, default=0.0) * job.prompt_tokens
+
+    def usual(self, job: Job) -> float | None:
+        """Seconds to its first byte where nothing holds it up; None before anything was measured."""
+        if not job.stream:
+            return self.hold(job.prompt_tokens, job.expected_tokens) if self._work else None
+        return min(self._recent) * job.prompt_tokens if self._recent else None
+
+    def was_queued(self, job: Job, took: float) -> bool:
+        """Whether a first byte that `took` so long had to wait for a slot inside the engine."""
+        if len(self._recent) < ENOUGH or not self._work:
+            return False
+        usual = min(self._recent) * job.prompt_tokens
+        return took > MUCH_LATER * usual and took > 0.3 * self.hold(job.prompt_tokens, job.expected_tokens)
 
     def remaining(self, job: Job, now: float) -> float:
         """Seconds for which a running job will still hold its slot."""

@@ -7,6 +7,7 @@ the model that is loaded go first, for a quantum of time; then those for the oth
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import inf
 
 __all__ = ["Residency"]
 
@@ -58,14 +59,19 @@ class Residency:
 
     def _blocks(self, other: str, model: str, waited: float, now: float) -> bool:
         apart = self.apart(other, model, now)
-        return apart is True or (apart is None and waited < min(UNKNOWN_QUANTUM, self.quantum))
+        return apart is True or (
+            apart is None and not self._had_its_time(min(UNKNOWN_QUANTUM, self.quantum), waited, now)
+        )
 
     def _due(self, current: str, rival: str, waited: float, now: float) -> bool:
         """Whether it is the rival's turn."""
         apart = self.apart(current, rival, now)
         if apart is None:
-            return waited >= min(UNKNOWN_QUANTUM, self.quantum)
-        return apart and (now - self.since >= self.quantum or waited >= self.quantum)
+            return self._had_its_time(min(UNKNOWN_QUANTUM, self.quantum), waited, now)
+        return apart and now - self.since >= self.quantum
+
+    def _had_its_time(self, quantum: float, waited: float, now: float) -> bool:
+        return waited >= quantum and now - self.since >= quantum
 
     def started(self, model: str, now: float) -> str | None:
         """A request for `model` was sent. The model before, when the change says whether the two fit together."""
@@ -75,8 +81,12 @@ class Residency:
         recent = now - self._used.get(model, -KEPT_SECONDS) < KEPT_SECONDS
         self.ended(model, now)
         if previous is None or self.apart(previous, model, now) is not False:
-            self.current, self.since = model, now
+            self.current, self.since = model, inf
         return previous if recent else None
+
+    def loaded(self, now: float) -> None:
+        """The current model has answered, or failed to: its time begins."""
+        self.since = now
 
     def ended(self, model: str, now: float) -> None:
         """A request for `model` is over."""

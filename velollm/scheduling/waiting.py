@@ -84,7 +84,7 @@ class WaitingRoom:
     def in_turn(self, counters: TokenCounters) -> Iterator[Job]:
         """All jobs, those with the best right first. A conversation keeps its order within its level."""
         for level in self._levels:
-            for tenant in sorted(level, key=counters.__getitem__) if len(level) > 1 else list(level):
+            for tenant in sorted(level, key=lambda name: (counters[name], self._tenants[name])):
                 seen: set[str] = set()
                 for job in level[tenant]:
                     if job.conversation is not None:

@@ -1,0 +1,149 @@
+"""What the benchmarks share: a bare client that keeps connections busy, and CPU time of a process and its children."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import platform
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+from typing import cast
+
+import attrs
+import httptools
+
+HERE = Path(__file__).parent
+
+
+@attrs.define(kw_only=True)
+class Load:
+    """What a client saw: answered requests, their latencies in seconds, and the wall time of it all."""
+
+    requests: int
+    seconds: float
+    latencies: list[float]
+
+
+MARK = b"########"  # what stands in a request where its number is to be
+NUMBERS = itertools.count()
+
+
+class Caller(asyncio.Protocol):
+    """One connection that sends the request again as soon as it is answered, until it is told to stop.
+
+    Each has a number of its own in place of `MARK`, so that no cache can answer it.
+    """
+
+    def __init__(self, request: bytes, frames: int) -> None:
+        self.request = request
+        self.frames = frames  # events of the answer, 0 when it is not a stream
+        self.latencies: list[float] = []
+        self.stopping = False
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self.next()
+
+    def next(self) -> None:
+        self.body = b""
+        self.parser = httptools.HttpResponseParser(self)
+        self.begin = perf_counter()
+        self.transport.write(self.request.replace(MARK, b"%08d" % next(NUMBERS)))
+
+    def data_received(self, data: bytes) -> None:
+        self.parser.feed_data(data)
+
+    def on_body(self, body: bytes) -> None:
+        self.body += body
+
+    def on_message_complete(self) -> None:
+        self.latencies.append(perf_counter() - self.begin)
+        if self.parser.get_status_code() != 200 or self.body.count(b"data: ") != self.frames:
+            self.fail(f"status {self.parser.get_status_code()}: {self.body[:300]!r}")
+        elif self.stopping:
+            self.transport.close()
+            self.finish()
+        elif not self.parser.should_keep_alive():
+            self.fail("the connection is not kept")
+        else:
+            self.next()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.fail("the connection ended")
+
+    def fail(self, why: str) -> None:
+        if not self.done.done():
+            self.done.set_exception(RuntimeError(f"after {len(self.latencies)} answers: {why}"))
+
+    def finish(self) -> None:
+        if not self.done.done():
+            self.done.set_result(None)
+
+
+def http_request(port: int, path: str, body: bytes) -> bytes:
+    """A POST of JSON, as a client of OpenAI's API sends it."""
+    return (
+        f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ncontent-type: application/json\r\n"
+        f"accept: application/json\r\nauthorization: Bearer sk-bench\r\nuser-agent: bench\r\n"
+        f"content-length: {len(body)}\r\n\r\n"
+    ).encode() + body
+
+
+async def press(port: int, request: bytes, *, frames: int, concurrency: int, seconds: float) -> Load:
+    """Keep `concurrency` connections busy for `seconds`; every answer is checked."""
+    loop = asyncio.get_running_loop()
+    begin = perf_counter()
+    callers = []
+    for _ in range(concurrency):
+        _, caller = await loop.create_connection(lambda: Caller(request, frames), "127.0.0.1", port)
+        callers.append(caller)
+    await asyncio.sleep(seconds)
+    for caller in callers:
+        caller.stopping = True
+    await asyncio.wait_for(asyncio.gather(*(caller.done for caller in callers)), 120)
+    latencies = [latency for caller in callers for latency in caller.latencies]
+    return Load(requests=len(latencies), seconds=perf_counter() - begin, latencies=latencies)
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time that a process, its threads and its living children have used."""
+    total = 0.0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        total += int((task / "schedstat").read_text().split()[0]) / 1e9
+        total += sum(cpu_seconds(int(child)) for child in (task / "children").read_text().split())
+    return total
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def raw_upstream() -> Iterator[int]:
+    """The fixed upstream, and its port."""
+    with subprocess.Popen(
+        [sys.executable, str(HERE / "raw_upstream.py")], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            yield int(process.stdout.readline())
+        finally:
+            process.terminate()
+
+
+def machine() -> str:
+    """What it was measured on."""
+    info = Path("/proc/cpuinfo").read_text()
+    model = re.search(r"model name\s*:\s*(.*)", info)
+    cores = len(re.findall(r"^processor\s*:", info, re.MULTILINE))
+    return f"{model[1] if model else platform.machine()}, {cores} cores, Linux, Python {platform.python_version()}"
