@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import orjson
 import pytest
 from backend_contract import BackendContract
+from support.engine import ScriptedEngine
 
 from velollm.api.openai import ChatCompletions, Completions
 from velollm.backend import open_backend
@@ -59,51 +59,19 @@ USAGE = {
 TIMINGS = {"cache_n": 4, "prompt_n": 1, "prompt_ms": 20.0, "predicted_n": 3, "predicted_ms": 60.0}
 
 
-class Body(httpx.AsyncByteStream):
-    def __init__(self, engine: Engine, pieces: list[bytes]) -> None:
-        self.engine = engine
-        self.pieces = pieces
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for piece in self.pieces:
-            await asyncio.sleep(0.01)
-            yield piece
-
-    async def aclose(self) -> None:
-        self.engine.busy.discard(self)
-
-
-class Engine:
-    """A llama-server that says `words`; `caps` are those of its template, `answers` overrides what a path returns."""
+class Engine(ScriptedEngine):
+    """A llama-server that says `words`; `caps` are those of its template."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.words = ["Hel", "lo"]
         self.finish = "stop"
         self.caps: dict[str, Any] | None = {"supports_tools": True}
-        self.busy: set[object] = set()
-        self.seen: list[httpx.Request] = []
-        self.answers: dict[str, Callable[[httpx.Request], httpx.Response]] = {}
-
-    async def __call__(self, request: httpx.Request) -> httpx.Response:
-        self.busy.add(request)
-        try:
-            await request.aread()
-            self.seen.append(request)
-            await asyncio.sleep(0.02)
-            path = request.url.path
-            answer = self.answers.get(path) or getattr(self, path.rpartition("/")[2].replace("-", "_"))
-            return answer(request)
-        finally:
-            self.busy.discard(request)
 
     @property
     def sent(self) -> Any:
         """The JSON of the last generation."""
         return next(orjson.loads(seen.content) for seen in reversed(self.seen) if "completions" in seen.url.path)
-
-    def asked(self, path: str) -> list[Any]:
-        """The JSON of every request to `path`."""
-        return [orjson.loads(seen.content or b"null") for seen in self.seen if seen.url.path == path]
 
     def props(self, request: httpx.Request) -> httpx.Response:
         settings = {"n_ctx": 8192}
@@ -138,9 +106,7 @@ class Engine:
         chunks.append({"index": 0, "finish_reason": self.finish, "delta": {}})
         frames = [orjson.dumps({"id": "c", "choices": [chunk]}) for chunk in chunks]
         frames.append(orjson.dumps({"id": "c", "choices": [], "usage": USAGE, "timings": TIMINGS}))
-        body = Body(self, [b"data: %b\n\n" % frame for frame in [*frames, b"[DONE]"]])
-        self.busy.add(body)
-        return httpx.Response(200, headers={"content-type": "text/event-stream"}, stream=body)
+        return self.streamed(*(b"data: %b\n\n" % frame for frame in [*frames, b"[DONE]"]))
 
     def embeddings(self, request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, json={"data": [{"index": 0, "embedding": [0.5]}], "usage": {"prompt_tokens": 1}})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ import httpx
 import orjson
 import pytest
 from backend_contract import BackendContract
+from support.engine import ScriptedEngine
 
 from velollm.api.ollama import Chat, Generate
 from velollm.backend import HttpRequest, open_backend
@@ -58,53 +58,18 @@ WEATHER = Tool(name="get_weather", parameters={"type": "object", "properties": {
 SEARCH = Tool(name="search", parameters={"type": "object", "properties": {"query": {"type": "string"}}})
 
 
-class Stream(httpx.AsyncByteStream):
-    """A body that comes in pieces, and tells its engine when it is over."""
-
-    def __init__(self, engine: Engine, pieces: list[bytes]) -> None:
-        self.engine = engine
-        self.pieces = pieces
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for piece in self.pieces:
-            await asyncio.sleep(0.008)
-            yield piece
-
-    async def aclose(self) -> None:
-        self.engine.busy.discard(self)
-
-
-class Engine:
+class Engine(ScriptedEngine):
     """An Ollama with the models `model` and `gpt`, which think and call, and `plain`; it answers the pieces `says`."""
 
     def __init__(self) -> None:
-        self.busy: set[object] = set()
-        self.seen: list[httpx.Request] = []
-        self.answers: dict[str, Callable[[httpx.Request], httpx.Response]] = {}
+        super().__init__()
         self.says: list[dict[str, Any]] = [{"content": "Hel"}, {"content": "lo"}]
         self.loaded: list[dict[str, Any]] = []
         self.family = "qwen3"
 
-    async def __call__(self, request: httpx.Request) -> httpx.Response:
-        self.busy.add(request)
-        try:
-            await request.aread()
-            self.seen.append(request)
-            await asyncio.sleep(0.02)
-            path = request.url.path
-            return (self.answers.get(path) or getattr(self, path.rpartition("/")[2]))(request)
-        finally:
-            self.busy.discard(request)
-
-    def sent(self, path: str) -> list[Any]:
-        """The JSON of all requests to `path`."""
-        return [orjson.loads(request.content) for request in self.seen if request.url.path == path]
-
-    def streamed(self, *lines: dict[str, Any] | bytes) -> httpx.Response:
+    def lines(self, *lines: dict[str, Any] | bytes) -> httpx.Response:
         pieces = [line if isinstance(line, bytes) else orjson.dumps(line) + b"\n" for line in lines]
-        body = Stream(self, pieces)
-        self.busy.add(body)
-        return httpx.Response(200, headers={"content-type": "application/x-ndjson"}, stream=body)
+        return self.streamed(*pieces, kind="application/x-ndjson")
 
     def _generated(self, request: httpx.Request, wrap: Callable[[dict[str, Any]], dict[str, Any]]) -> httpx.Response:
         asked = orjson.loads(request.content)
@@ -115,7 +80,7 @@ class Engine:
             text = "".join(piece.get("content", "") for piece in self.says)
             return httpx.Response(200, json={**head, **wrap({"content": text}), "done": True, **END})
         lines = [{**head, **wrap(piece), "done": False} for piece in self.says]
-        return self.streamed(*lines, {**head, **wrap({"content": ""}), "done": True, **END})
+        return self.lines(*lines, {**head, **wrap({"content": ""}), "done": True, **END})
 
     def chat(self, request: httpx.Request) -> httpx.Response:
         return self._generated(request, lambda piece: {"message": {"role": "assistant", **piece}})
@@ -224,7 +189,7 @@ async def test_what_every_v1_gap_becomes(backend: OllamaBackend, engine: Engine)
         parallel_tool_calls=True, user="u",
     )  # fmt: skip
     await collect(backend, request)
-    assert engine.sent("/api/chat") == [
+    assert engine.asked("/api/chat") == [
         {
             "model": "model",
             "stream": True,
@@ -247,7 +212,7 @@ async def test_a_client_of_ollama_is_passed_on_byte_for_byte(backend: OllamaBack
     assert orjson.loads(events[0].raw or b"")["created_at"] == "2026-01-01T00:00:00.123456789Z"
     renamed = request.replace(model="plain")
     await collect(backend, renamed)
-    assert engine.sent("/api/chat")[-1] == {**orjson.loads(body), "model": "plain"}
+    assert engine.asked("/api/chat")[-1] == {**orjson.loads(body), "model": "plain"}
 
 
 async def test_an_answer_in_one_piece_is_passed_back_as_it_came(backend: OllamaBackend, engine: Engine) -> None:
@@ -262,9 +227,9 @@ async def test_an_answer_in_one_piece_is_passed_back_as_it_came(backend: OllamaB
 async def test_generate(backend: OllamaBackend, engine: Engine) -> None:
     payload = {"prompt": "Hi", "system": "S", "template": "T", "context": [1], "images": ["aGk="]}
     await collect(backend, native(payload, Generate()))
-    assert engine.sent("/api/generate") == [{"model": "model", **payload}]
+    assert engine.asked("/api/generate") == [{"model": "model", **payload}]
     await collect(backend, ask(messages=[Message(role="system", content="S")], prompt="Hi", suffix="after"))
-    sent = engine.sent("/api/generate")[-1]
+    sent = engine.asked("/api/generate")[-1]
     assert (sent["prompt"], sent["system"], sent["suffix"]) == ("Hi", "S", "after")
     assert "raw" not in sent
     echoed = await answer(backend, ask(messages=[], prompt="Once", raw=True, echo=True))
@@ -283,7 +248,7 @@ async def test_messages_are_put_into_ollamas_shape(backend: OllamaBackend, engin
         Message(role="tool", content="5", tool_call_id="c1", name="f"),
     ]
     await collect(backend, ask(messages=messages))
-    assert engine.sent("/api/chat")[0]["messages"] == [
+    assert engine.asked("/api/chat")[0]["messages"] == [
         {"role": "system", "content": "Be brief"},
         {"role": "user", "content": "one\ntwo", "images": ["aGk="]},
         {
@@ -317,12 +282,12 @@ async def test_shapes(backend: OllamaBackend, engine: Engine) -> None:
     await collect(backend, ask(response_format=ResponseFormat(kind="json_schema", schema=schema)))
     await collect(backend, ask(response_format=ResponseFormat(kind="json_schema", schema={})))
     await collect(backend, ask(response_format=ResponseFormat(kind="json_object")))
-    assert [sent["format"] for sent in engine.sent("/api/chat")] == [schema, "json", "json"]
+    assert [sent["format"] for sent in engine.asked("/api/chat")] == [schema, "json", "json"]
 
 
 async def test_go_reads_names_whatever_their_case(backend: OllamaBackend, engine: Engine) -> None:
     await collect(backend, ask(extra={"Model": "plain", "MESSAGES": [], "store": True}))
-    assert engine.sent("/api/chat")[0].keys() == {"model", "stream", "think", "messages", "store"}
+    assert engine.asked("/api/chat")[0].keys() == {"model", "stream", "think", "messages", "store"}
 
 
 # ---- thinking --------------------------------------------------------------------------------------------------------
@@ -346,9 +311,9 @@ async def test_thinking_only_when_asked(
     backend: OllamaBackend, engine: Engine, model: str, think: bool | str | None, sent: bool | str
 ) -> None:
     await collect(backend, ask(model=model, think=think))
-    assert engine.sent("/api/chat")[0]["think"] == sent
+    assert engine.asked("/api/chat")[0]["think"] == sent
     if not think:
-        assert engine.sent("/api/show") == []
+        assert engine.asked("/api/show") == []
 
 
 async def test_thoughts_come_back(backend: OllamaBackend, engine: Engine) -> None:
@@ -372,7 +337,7 @@ async def test_tools_of_a_model_that_knows_them(backend: OllamaBackend, engine: 
         ("a", "get_weather", '{"city":"Paris"}'),
         ("", "search", '{"query":"x"}'),
     ]
-    assert [tool["function"]["name"] for tool in engine.sent("/api/chat")[0]["tools"]] == ["get_weather", "search"]
+    assert [tool["function"]["name"] for tool in engine.asked("/api/chat")[0]["tools"]] == ["get_weather", "search"]
 
 
 async def test_one_call_at_a_time(backend: OllamaBackend, engine: Engine) -> None:
@@ -388,7 +353,7 @@ async def test_tools_of_a_model_that_knows_none_are_told_in_words(backend: Ollam
         Message(role="tool", content="5", tool_call_id="c"),
     ]
     await collect(backend, ask(model="plain", messages=history))
-    first, second = engine.sent("/api/chat")
+    first, second = engine.asked("/api/chat")
     assert "tools" not in first
     assert "get_weather" in first["messages"][0]["content"]
     assert [turn["role"] for turn in second["messages"]] == ["assistant", "user"]
@@ -406,7 +371,7 @@ async def test_no_tools_when_the_choice_is_none(backend: OllamaBackend, engine: 
             }
         ),
     )
-    assert all("tools" not in sent for sent in engine.sent("/api/chat"))
+    assert all("tools" not in sent for sent in engine.asked("/api/chat"))
 
 
 @pytest.mark.parametrize("choice", [ToolChoice(mode="required"), ToolChoice(mode="named", name="get_weather")])
@@ -422,7 +387,7 @@ async def test_a_forced_call_of_one_tool(backend: OllamaBackend, engine: Engine,
     assert [(call.name, call.arguments) for call in found.tool_calls] == [("get_weather", '{"city":"Paris"}')]
     assert found.tool_calls[0].id.startswith("call_")
     assert sum(bool(event.tool_calls) for event in events) > 2, "arguments stream"
-    sent = engine.sent("/api/chat")[0]
+    sent = engine.asked("/api/chat")[0]
     assert sent["format"] == WEATHER.parameters
     assert "tools" not in sent
     assert all(event.raw is None for event in events)
@@ -444,7 +409,7 @@ async def test_several_choices(backend: OllamaBackend, engine: Engine) -> None:
     assert found.complete
     assert found.usage is not None
     assert (found.usage.prompt_tokens, found.usage.completion_tokens) == (7, 6)
-    assert [sent["options"]["seed"] for sent in engine.sent("/api/chat")] == [7, 8, 9]
+    assert [sent["options"]["seed"] for sent in engine.asked("/api/chat")] == [7, 8, 9]
 
 
 # ---- context sizes ---------------------------------------------------------------------------------------------------
@@ -456,10 +421,10 @@ async def test_context_sizes_that_differ_do_not_reload(backend: OllamaBackend, e
     engine.loaded = [{"name": "model:latest", "context_length": 16384}]
     await collect(backend, ask(options={"num_ctx": 12000}))
     await collect(backend, ask(options={"num_ctx": 2048}))
-    assert [sent["options"]["num_ctx"] for sent in engine.sent("/api/chat")] == [16384, 16384, 16384]
-    assert engine.sent("/api/chat")[0]["options"]["seed"] == 1
+    assert [sent["options"]["num_ctx"] for sent in engine.asked("/api/chat")] == [16384, 16384, 16384]
+    assert engine.asked("/api/chat")[0]["options"]["seed"] == 1
     await backend.embed(EmbedRequest(model="model", inputs=["a"], options={"num_ctx": 100}))
-    assert engine.sent("/api/embed")[0]["options"] == {"num_ctx": 16384}
+    assert engine.asked("/api/embed")[0]["options"] == {"num_ctx": 16384}
 
 
 def test_contexts() -> None:
@@ -496,7 +461,7 @@ DONE = {"model": "model", "message": {"role": "assistant", "content": ""}, "done
     "lines", [[], [TOKEN], [b"<html>\n"], [TOKEN, orjson.dumps(DONE)[:-20]], [b"[]\n", b"5\n"], [{"done": True}]]
 )
 async def test_broken_streams(backend: OllamaBackend, engine: Engine, lines: list[Any]) -> None:
-    engine.answers["/api/chat"] = lambda request: engine.streamed(*lines)
+    engine.answers["/api/chat"] = lambda request: engine.lines(*lines)
     with pytest.raises(BackendProtocolError):
         await collect(backend, ask())
 
@@ -512,7 +477,7 @@ async def test_streams_cut_anywhere(backend: OllamaBackend, engine: Engine) -> N
     whole = b"\n".join([orjson.dumps(TOKEN), b"", b"{broken", orjson.dumps(TOKEN) + b"\r", orjson.dumps(DONE)])
     for size in (7, 50, len(whole)):
         pieces = [whole[at : at + size] for at in range(0, len(whole), size)]
-        engine.answers["/api/chat"] = lambda request, pieces=pieces: engine.streamed(*pieces)
+        engine.answers["/api/chat"] = lambda request, pieces=pieces: engine.lines(*pieces)
         events = await collect(backend, ask())
         assert "".join(event.text for event in events) == "aa"
         assert events[-1].finish_reason == "stop"
@@ -520,12 +485,12 @@ async def test_streams_cut_anywhere(backend: OllamaBackend, engine: Engine) -> N
 
 
 async def test_what_comes_after_the_end_is_not_read(backend: OllamaBackend, engine: Engine) -> None:
-    engine.answers["/api/chat"] = lambda request: engine.streamed(TOKEN, DONE, TOKEN)
+    engine.answers["/api/chat"] = lambda request: engine.lines(TOKEN, DONE, TOKEN)
     assert len(await collect(backend, ask())) == 2
 
 
 async def test_an_error_in_the_stream(backend: OllamaBackend, engine: Engine) -> None:
-    engine.answers["/api/chat"] = lambda request: engine.streamed(TOKEN, {"error": "an error was encountered"}, DONE)
+    engine.answers["/api/chat"] = lambda request: engine.lines(TOKEN, {"error": "an error was encountered"}, DONE)
     events = backend.chat(ask())
     assert (await anext(events)).text == "a"
     with pytest.raises(BackendRefused, match="an error was encountered"):
@@ -558,10 +523,10 @@ async def test_refusals_say_what_they_mean(
 
 async def test_logprobs(backend: OllamaBackend, engine: Engine) -> None:
     entry = {"token": "a", "logprob": -0.5, "top_logprobs": [{"token": "b", "logprob": -2.0, "bytes": [98]}]}
-    engine.answers["/api/chat"] = lambda request: engine.streamed({**TOKEN, "logprobs": [entry]}, DONE)
+    engine.answers["/api/chat"] = lambda request: engine.lines({**TOKEN, "logprobs": [entry]}, DONE)
     found = (await answer(backend, ask(logprobs=True, top_logprobs=1))).choices[0].logprobs
     assert found == {"content": [{**entry, "bytes": [97]}]}
-    assert engine.sent("/api/chat")[0]["top_logprobs"] == 1
+    assert engine.asked("/api/chat")[0]["top_logprobs"] == 1
 
 
 async def test_a_load_is_passed_on(backend: OllamaBackend, engine: Engine) -> None:
@@ -592,7 +557,7 @@ async def test_models(backend: OllamaBackend, engine: Engine) -> None:
 
 async def test_embeddings(backend: OllamaBackend, engine: Engine) -> None:
     result = await backend.embed(EmbedRequest(model="model", inputs=["a", "b"], truncate=False, keep_alive=60))
-    assert engine.sent("/api/embed") == [{"model": "model", "input": ["a", "b"], "truncate": False, "keep_alive": 60}]
+    assert engine.asked("/api/embed") == [{"model": "model", "input": ["a", "b"], "truncate": False, "keep_alive": 60}]
     assert (result.vectors[1], result.prompt_tokens) == ([3.0, 4.0, 1.0], 4)
     cut = await backend.embed(EmbedRequest(model="model", inputs=["a"], dimensions=2))
     assert cut.vectors == [[0.6, 0.8]]
@@ -607,7 +572,7 @@ async def test_embeddings(backend: OllamaBackend, engine: Engine) -> None:
 async def test_counting_tokens_reads_the_prompt(backend: OllamaBackend, engine: Engine) -> None:
     forced = ask(tools=[WEATHER], tool_choice=ToolChoice(mode="required"), n=2, max_tokens=500)
     assert await backend.count_tokens(forced) == 7
-    sent = engine.sent("/api/chat")
+    sent = engine.asked("/api/chat")
     assert len(sent) == 1
     assert sent[0]["options"]["num_predict"] == 1
     assert sent[0]["tools"]
@@ -618,13 +583,13 @@ async def test_counting_tokens_reads_the_prompt(backend: OllamaBackend, engine: 
 async def test_other_paths_are_passed_on(backend: OllamaBackend, engine: Engine) -> None:
     await backend.facts("model")
     await backend.facts("model")
-    assert len(engine.sent("/api/show")) == 1
-    engine.answers["/api/create"] = lambda request: engine.streamed({"status": "reading"}, {"status": "success"})
+    assert len(engine.asked("/api/show")) == 1
+    engine.answers["/api/create"] = lambda request: engine.lines({"status": "reading"}, {"status": "success"})
     response = await backend.forward(HttpRequest(method="POST", target="/api/create?x=1", body=b"{}"))
     assert b"".join([piece async for piece in response.body]).endswith(b'{"status":"success"}\n')
     assert engine.seen[-1].url == "http://engine:11434/api/create?x=1"
     await backend.facts("model")
-    assert len(engine.sent("/api/show")) == 2, "a model may have become another one"
+    assert len(engine.asked("/api/show")) == 2, "a model may have become another one"
     with pytest.raises(PathNotFound):
         await backend.forward(HttpRequest(method="GET", target="/metrics"))
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import orjson
 import pytest
 from backend_contract import BackendContract
+from support.engine import ScriptedEngine
 
 from velollm.api.openai import ChatCompletions
 from velollm.backend import HttpRequest, Limits, open_backend
@@ -31,51 +31,13 @@ pytestmark = pytest.mark.anyio
 USAGE = {"prompt_tokens": 4, "completion_tokens": 2, "total_tokens": 6}
 
 
-class Stream(httpx.AsyncByteStream):
-    """A body that comes in pieces, and tells its engine when it is over."""
-
-    def __init__(self, engine: Engine, pieces: list[bytes]) -> None:
-        self.engine = engine
-        self.pieces = pieces
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for piece in self.pieces:
-            await asyncio.sleep(0.01)
-            yield piece
-
-    async def aclose(self) -> None:
-        self.engine.busy.discard(self)
-
-
-class Engine:
-    """An OpenAI server that serves the model `model`; `answers` overrides what a path returns."""
-
-    def __init__(self) -> None:
-        self.busy: set[object] = set()
-        self.seen: list[httpx.Request] = []
-        self.answers: dict[str, Callable[[httpx.Request], httpx.Response]] = {}
-
-    async def __call__(self, request: httpx.Request) -> httpx.Response:
-        self.busy.add(request)
-        try:
-            await request.aread()
-            self.seen.append(request)
-            await asyncio.sleep(0.02)
-            path = request.url.path
-            answer = self.answers.get(path) or getattr(self, path.rpartition("/")[2])
-            return answer(request)
-        finally:
-            self.busy.discard(request)
+class Engine(ScriptedEngine):
+    """An OpenAI server that serves the model `model`."""
 
     @property
     def sent(self) -> Any:
         """The JSON of the last request."""
         return orjson.loads(self.seen[-1].content)
-
-    def streamed(self, *pieces: bytes, kind: str = "text/event-stream") -> httpx.Response:
-        body = Stream(self, list(pieces))
-        self.busy.add(body)
-        return httpx.Response(200, headers={"content-type": kind}, stream=body)
 
     def models(self, request: httpx.Request) -> httpx.Response:
         listed = {"id": "model", "object": "model", "created": 5, "owned_by": "x", "max_model_len": 4096}
