@@ -11,7 +11,7 @@ import attrs
 
 from velollm.api.arguments import arguments_object
 from velollm.api.openai import Minter
-from velollm.messages import ChatRequest, Choice, FinishReason, ResponseMeta, Timings, ToolCall, Usage
+from velollm.messages import ChatAnswer, ChatRequest, Choice, FinishReason, ResponseMeta, Timings, ToolCall, Usage
 
 __all__ = [
     "Clock",
@@ -20,7 +20,8 @@ __all__ = [
     "metrics",
     "render_calls",
     "render_logprobs",
-    "render_message",
+    "render_said",
+    "render_whole",
     "rfc3339",
     "shows_thinking",
 ]
@@ -117,11 +118,25 @@ def render_logprobs(logprobs: JSON | None) -> JSON:
     return {"logprobs": content} if isinstance(content, list) and content else {}
 
 
-def render_message(choice: Choice, request: ChatRequest, mint: Minter) -> JSON:
-    """The `message` of a whole answer."""
-    message: JSON = {"role": "assistant", "content": choice.text}
-    if choice.reasoning and shows_thinking(request):
-        message["thinking"] = choice.reasoning
+def render_whole(request: ChatRequest, answer: ChatAnswer, clock: Clock, *, chat: bool) -> JSON:
+    """The one object of a whole answer; its first choice, for there is never another."""
+    choice = answer.choices[0] if answer.choices else Choice()
+    more: JSON = {"thinking": choice.reasoning} if choice.reasoning and shows_thinking(request) else {}
     if choice.tool_calls:
-        message["tool_calls"] = render_calls(choice.tool_calls, mint)
-    return message
+        more["tool_calls"] = render_calls(choice.tool_calls, clock.mint)
+    body: JSON = {
+        **head(request, answer.meta, clock),
+        **render_said(choice.text, more, chat=chat),
+        "done": True,
+        "done_reason": done_reason(request, choice.finish_reason),
+        **metrics(answer.usage, request, clock.monotonic()),
+        **render_logprobs(choice.logprobs),
+    }
+    if request.context.trailer:
+        body["velollm"] = request.context.trailer
+    return body
+
+
+def render_said(text: str, more: JSON, *, chat: bool) -> JSON:
+    """Where the text stands, and `more` (thoughts, calls) beside it: in a message, or at the top."""
+    return {"message": {"role": "assistant", "content": text, **more}} if chat else {"response": text, **more}

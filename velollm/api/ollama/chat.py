@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, TypeAlias
 
-from velollm.api.ollama.answer import Clock, done_reason, head, metrics, render_logprobs, render_message
+from velollm.api.ollama.answer import Clock, render_whole
 from velollm.api.ollama.conversation import read_messages
 from velollm.api.ollama.options import SHARED, extra_fields, read_shared
 from velollm.api.ollama.stream import LineStream
 from velollm.api.openai.tools import parse_tooling
 from velollm.api.values import get_bool
-from velollm.messages import ChatAnswer, ChatRequest, Choice, RequestContext, Source
+from velollm.messages import ChatAnswer, ChatRequest, RequestContext, Source
 
 __all__ = ["Chat"]
 
@@ -46,18 +46,7 @@ class Chat:
 
     def render(self, request: ChatRequest, answer: ChatAnswer) -> JSON:
         """The one object of a whole answer; its first choice, for there is never another."""
-        choice = answer.choices[0] if answer.choices else Choice()
-        body: JSON = {
-            **head(request, answer.meta, self._clock),
-            "message": render_message(choice, request, self._clock.mint),
-            "done": True,
-            "done_reason": done_reason(request, choice.finish_reason),
-            **metrics(answer.usage, request, self._clock.monotonic()),
-            **render_logprobs(choice.logprobs),
-        }
-        if request.context.trailer:
-            body["velollm"] = request.context.trailer
-        return body
+        return render_whole(request, answer, self._clock, chat=True)
 
     def stream(self, request: ChatRequest) -> LineStream:
         """A renderer of lines."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, TypeAlias
 
-from velollm.api.ollama.answer import Clock, done_reason, head, metrics, render_logprobs, render_message
+from velollm.api.ollama.answer import Clock, render_whole
 from velollm.api.ollama.conversation import read_images
 from velollm.api.ollama.options import SHARED, extra_fields, read_shared
 from velollm.api.ollama.stream import LineStream
 from velollm.api.values import get_bool, get_int_list, get_str
-from velollm.messages import ChatAnswer, ChatRequest, Choice, Message, RequestContext, Source, TextPart
+from velollm.messages import ChatAnswer, ChatRequest, Message, RequestContext, Source, TextPart
 
 __all__ = ["Generate"]
 
@@ -58,21 +58,7 @@ class Generate:
 
     def render(self, request: ChatRequest, answer: ChatAnswer) -> JSON:
         """The one object of a whole answer."""
-        choice = answer.choices[0] if answer.choices else Choice()
-        said = render_message(choice, request, self._clock.mint)
-        del said["role"]
-        body: JSON = {
-            **head(request, answer.meta, self._clock),
-            "response": said.pop("content"),
-            **said,
-            "done": True,
-            "done_reason": done_reason(request, choice.finish_reason),
-            **metrics(answer.usage, request, self._clock.monotonic()),
-            **render_logprobs(choice.logprobs),
-        }
-        if request.context.trailer:
-            body["velollm"] = request.context.trailer
-        return body
+        return render_whole(request, answer, self._clock, chat=False)
 
     def stream(self, request: ChatRequest) -> LineStream:
         """A renderer of lines."""

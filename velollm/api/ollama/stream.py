@@ -18,6 +18,7 @@ from velollm.api.ollama.answer import (
     metrics,
     render_calls,
     render_logprobs,
+    render_said,
     shows_thinking,
 )
 from velollm.api.ollama.errors import render_error
@@ -103,11 +104,8 @@ class LineStream:
         said: JSON = {"thinking": reasoning} if reasoning else {}
         if calls:
             said["tool_calls"] = calls
-        body = self._said(text, said)
+        body = render_said(text, said, chat=self._chat)
         return orjson.dumps({**self._head(), **body, "done": False, **render_logprobs(logprobs)}) + b"\n"
-
-    def _said(self, text: str, more: JSON) -> JSON:
-        return {"message": {"role": "assistant", "content": text, **more}} if self._chat else {"response": text, **more}
 
     def _head(self) -> JSON:
         if not self._fields:
@@ -130,7 +128,7 @@ class LineStream:
     def _last(self) -> JSON:
         return {
             **self._head(),
-            **self._said("", {}),
+            **render_said("", {}, chat=self._chat),
             "done": True,
             "done_reason": done_reason(self._request, self._finish),
             **metrics(self._usage, self._request, self._clock.monotonic(), self._first),
