@@ -21,7 +21,20 @@ _ARGUMENT_KEYS = (
     "arguments", "parameters", "args", "params", "input", "toolinput", "actioninput", "kwargs", "functionargs",
     "toolargs", "toolparameters", "functionarguments", "toolarguments", "argument", "parameter", "functionparameters",
 )  # fmt: skip
-_ENVELOPES = ("functioncall", "toolcall", "toolcalls", "functioncalls", "tooluses", "calls", "function", "tooluse")
+_ENVELOPES = (
+    "functioncall",
+    "toolcall",
+    "toolcalls",
+    "functioncalls",
+    "tooluses",
+    "calls",
+    "function",
+    "tooluse",
+    "tool",
+    "call",
+    "command",
+    "action",
+)
 _META = frozenset({"id", "type", "index", "callid", "toolcallid", "thought", "thoughts", "reasoning", "status"})
 _RESULTS = frozenset({"result", "results", "output", "outputs", "response", "observation", "toolresult", "iserror"})
 _RESULT_TYPES = frozenset({"toolresult", "functioncalloutput", "toolresponse", "functionresponse"})
@@ -131,16 +144,15 @@ def _find_name(value: dict[str, Any], keys: dict[str, str], tools: ToolSet) -> t
     return loose if loose is not None else (first, None)
 
 
-def _argument_key(keys: dict[str, str], name_key: str) -> str | None:
-    for word in _ARGUMENT_KEYS:
-        key = keys.get(word)
-        if key is not None and key != name_key:
-            return key
-    return None
+def _argument_key(keys: dict[str, str], name_key: str, value: dict[str, Any] | None = None) -> str | None:
+    """The key that holds the arguments; of several, the first that holds any."""
+    found = [key for word in _ARGUMENT_KEYS if (key := keys.get(word)) is not None and key != name_key]
+    filled = [key for key in found if value is not None and value[key] is not None]
+    return filled[0] if filled else found[0] if found else None
 
 
 def _call_of(value: dict[str, Any], keys: dict[str, str], name_key: str, tool: Tool) -> list[WrittenCall] | None:
-    argument_key = _argument_key(keys, name_key)
+    argument_key = _argument_key(keys, name_key, value)
     if argument_key is not None and argument_key in tool.properties and not _is_container(value[argument_key]):
         argument_key = None  # a flat argument that happens to be called `input` or `args`
     given = value.get(keys.get("id", ""))

@@ -11,6 +11,7 @@ from velollm.toolcalls.values import Bare, Lexeme, Raw, Unreadable, to_number
 __all__ = ["coerce", "matches_type", "same"]
 
 _BOOLEANS = {"true": True, "false": False}
+_ECHO = frozenset({"value", "type", "description", "title", "name"})  # what a schema's echo holds beside a value
 _OWN: dict[type, str] = {dict: "object", list: "array", bool: "boolean", type(None): "null"}
 
 
@@ -63,6 +64,9 @@ def coerce(value: Any, types: frozenset[str], ctx: Context, path: str) -> Any:
         return _from_lexeme(Lexeme(repr(value)), types, ctx, path)
     if _OWN.get(kind, "") in types:
         return value
+    if kind is dict and "value" in value and value.keys() <= _ECHO and "array" not in types:
+        ctx.note("unwrapped_arguments")
+        return coerce(value["value"], types, ctx, path)
     if kind is list and len(value) == 1 and type(value[0]) is not list:
         ctx.note("unwrapped_scalar")
         return coerce(value[0], types, ctx, path)

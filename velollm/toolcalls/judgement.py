@@ -25,7 +25,8 @@ _LEAKED = re.compile(
     r"<\|(?:open|close)\|>(?:response|message|tools|think)<\|sep\|>"
     r"|<\|(?:start|channel)\|>(?:assistant|final|commentary|analysis)?"
     r"|<\|im_start\|>assistant|<\|start_header_id\|>assistant<\|end_header_id\|>|>>>all\n"
-    rf"|{SPECIAL_TOKEN}|{WRAPPER}|</(?:tool_call|function|parameter|think)>"
+    r"|\[(?:BEGIN|END) FINAL RESPONSE\]"
+    rf"|{SPECIAL_TOKEN}|{WRAPPER}|</(?:tool_call|function|parameter|arguments|parameters|think)>"
 )
 _SEPARATORS = " \t\r\n,;"  # between two calls they are no text
 _CLOSING_TAGS = tuple(CLOSERS.values())

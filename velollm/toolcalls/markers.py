@@ -95,6 +95,7 @@ _PARTIAL = re.compile(
 )
 _LONG_PARTIAL = re.compile(
     r"<\|(?:open|close)\|>[a-z]{0,10}(?:<(?:\|(?:sep?\|?)?)?)?$"
+    r"|<response>\s{0,20}$|\[(?:u[a-z]{0,5}\d{0,2})?$"
     r"|<(?:function|invoke|tool_call)[ \tĠ]*(?:n(?:a(?:me?)?)?)?[ \t]*$"
 )
 

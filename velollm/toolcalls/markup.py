@@ -16,7 +16,7 @@ from velollm.toolcalls.source import Source
 from velollm.toolcalls.tools import Tool
 from velollm.toolcalls.values import Raw, Unreadable
 
-__all__ = ["CALL_OPEN", "read_markup_call"]
+__all__ = ["CALL_OPEN", "read_body", "read_markup_call"]
 
 _NS = r"(?:[\w-]+:|[|｜][\w▁]+[|｜])?"
 CALL_OPEN = re.compile(
@@ -63,10 +63,19 @@ def read_markup_call(source: Source, pos: int) -> tuple[WrittenCall, int]:
         return call, call.end
     if source.text[head.end() - 1] != ">":
         call.repairs.add("damaged_tag")
+    return call, read_body(source, head.end(), call)
+
+
+def read_body(source: Source, pos: int, call: WrittenCall) -> int:
+    """Fill `call` with the parameters from `pos` on, up to what closes it; returns the end.
+
+    Raises:
+        Unreadable: text where a parameter is due, or a value that is cut off.
+    """
     found = source.tools.find(call.name)
-    body = _Body(source, head.end(), call, found[0] if found else None)
-    call.end = body.read()
-    return call, call.end
+    call.quoted = True
+    call.end = _Body(source, pos, call, found[0] if found else None).read()
+    return call.end
 
 
 class _Body:

@@ -10,18 +10,19 @@ import re
 
 from velollm.toolcalls.argkeys import KEY_OPEN, read_pairs
 from velollm.toolcalls.calls import WrittenCall, calls_in
-from velollm.toolcalls.lenient import Reading, read_json, read_lenient, read_strict
-from velollm.toolcalls.markup import CALL_OPEN, read_markup_call
+from velollm.toolcalls.lenient import Reading, read_lenient, read_strict
+from velollm.toolcalls.markup import CALL_OPEN, read_body, read_markup_call
 from velollm.toolcalls.pythonic import CALL_HEAD, read_calls
 from velollm.toolcalls.source import Source
-from velollm.toolcalls.values import Lexeme, Raw, Unreadable
+from velollm.toolcalls.values import Lexeme, Unreadable
 
 __all__ = ["SPECIAL_TOKEN", "WRAPPER", "read_native", "skip_wrappers"]
 
 SPECIAL_TOKEN = r"<[|｜][^|｜<>\n\"']{1,64}[|｜]>"  # noqa: S105 - of a vocabulary, not of a key
 WRAPPER = (
-    r"</?(?:[\w-]+:|[|｜][\w▁]+[|｜])?(?:tool_calls?|function_calls?|tool_sep|functions?|longcat_tool_call|TOOLCALL|tools?|call|invoke)>"
-    r"|<(?:start|end)_function_call>|<\|/?tool_calls?>|</?\|?tool_calls?\|>|\[/?TOOL_CALLS\]|\]<\]minimax\[>\["
+    r"</?(?:[\w-]+:|[|｜][\w▁]+[|｜])?(?:tool[_-]?calls?|ToolCalls?|function[_-]?calls?|FunctionCalls?|tool_sep|functions?|longcat_tool_call|TOOLCALL|tools?"
+    r"|call|invoke|tool_use|tool_code|action|response|json|JSON|xml)>"
+    r"|<(?:start|end)_function_(?:call|response)>|<seed:eos>|\[unused1[12]\]|<\|/?tool_calls?>|</?\|?tool_calls?\|>|\[/?TOOL_CALLS\]|\]<\]minimax\[>\["
     r"|<\|/tool_calls?\|>|<(?:start|end)_of_turn>|<\|(?:tool_response|turn)>|<(?:tool_response|turn)\|>|<eos>|</s>|\[TOOL_REQUEST(?:_END|_RESULT)?\]|\[END_TOOL_REQUEST\]"
 )
 _SKIP = re.compile(
@@ -31,18 +32,18 @@ _SKIP = re.compile(
 _FENCE = re.compile(r"(?:```+|~~~)[\w-]*[ \t]*\n?")
 _HEAD_END = re.compile(
     rf"[{{(]|{KEY_OPEN.pattern}|(?P<close></(?:[\w-]+:)?(?:tool_call|function_call|tool_calls|longcat_tool_call)>|<\|/?tool_call(?:_end)?\|?>|"
-    r"<end_function_call>|<[|｜]tool[▁_]call[▁_]end[|｜]>)|<(?:[\w-]+:)?(?:function|invoke)\b"
+    r"<end_function_call>|<[|｜]tool[▁_]call[▁_]end[|｜]>)|<(?:[\w-]+:)?(?:function|invoke|parameter|param)\b"
 )
 _HEAD_LIMIT = 400
 _HEAD_TOKENS = re.compile(rf"\[CALL_ID\][^\[{{]*|\[[A-Z_]+\]|{SPECIAL_TOKEN}|{WRAPPER}|```\w*|>>>|\bcall:")
 _RECIPIENT = re.compile(r"to=([^\s<{]+)")
 _NOISE = frozenset(
-    {"function", "json", "code", "tool", "assistant", "commentary", "analysis", "tool_call", "xml", "plaintext"}
+    {"function", "call", "json", "code", "tool", "assistant", "commentary", "analysis", "tool_call", "xml", "plaintext"}
 )
 _TAGGED = re.compile(
     r"<(?P<tag>name|function|tool_name|tool|function_name)>\s*(?P<name>[^<\n]{1,200}?)\s*</(?P=tag)>\s*"
 )
-_TAGGED_ARGUMENTS = re.compile(r"<(arguments|parameters|args|input|params)>\s*")
+_ELEMENT = re.compile(r"<([A-Za-z_][\w.\-]{0,200})>")
 _OPENER = re.compile(r"<[^/]|\[[A-Z]|>>>")
 _SIBLING = re.compile(
     r"(?:</(?:[\w-]+:)?(?:tool_call|function_call)s?>|<[|｜][^|｜<>\n]{1,40}end[|｜]>)\s*(?:<(?:[\w-]+:)?(?:tool_call|function_call)|<[|｜])"
@@ -160,30 +161,22 @@ def _behind_extra(text: str, reading: Reading, at: int) -> int:
 
 
 def _tagged_call(source: Source, at: int) -> tuple[list[WrittenCall], int]:
-    """`<name>f</name><arguments>{…}</arguments>`."""
+    """`<name>f</name><arguments>…</arguments>`, or `<f>…</f>`: behind it JSON, parameters, or elements."""
     text, limit = source.text, source.limit
     tagged = _TAGGED.match(text, at, limit)
-    if tagged is None:
+    if tagged is not None:
+        call = WrittenCall(tagged["name"], {}, start=at)
+        if text.find("<", tagged.end(), tagged.end() + 1) < 0 or text.startswith("</", tagged.end()):
+            return [call], tagged.end()
+        return [call], read_body(source, tagged.end(), call)
+    element = _ELEMENT.match(text, at, limit)
+    if element is None or element[1] not in source.tools.names:
         return [], at
-    call = WrittenCall(tagged["name"], {}, start=at)
-    opening = _TAGGED_ARGUMENTS.match(text, tagged.end(), limit)
-    if opening is None:
-        return [call], tagged.end()
-    if text[opening.end() : opening.end() + 1] == "{":
-        reading = read_json(text, opening.end(), limit)
-        call.arguments, end = reading.value, reading.end
-        call.repairs |= reading.repairs
-        call.supplied += reading.supplied
-    else:
-        end = text.find(f"</{opening[1]}>", opening.end(), limit)
-        if end < 0:
-            raise Unreadable("arguments without an end", at, cut=True)
-        call.arguments = Raw(text[opening.end() : end])
-        if "<" in call.arguments:
-            raise Unreadable("arguments are no object", at)
-    closing = f"</{opening[1]}>"
-    space = end + len(text[end : end + 64]) - len(text[end : end + 64].lstrip())
-    return [call], space + len(closing) if text.startswith(closing, space) else end
+    call = WrittenCall(element[1], {}, quoted=True, start=at)
+    end = read_body(source, element.end(), call)
+    if not text.startswith(f"</{element[1]}>", end):
+        raise Unreadable("an element without an end", at, cut=end >= limit)
+    return [call], end + len(element[1]) + 3
 
 
 def _headed(source: Source, at: int) -> tuple[list[WrittenCall], int]:
@@ -200,6 +193,12 @@ def _headed(source: Source, at: int) -> tuple[list[WrittenCall], int]:
         if begin != at or not CALL_HEAD.match(text, at, limit):
             return [], at
         return read_calls(text, at, limit, source.tools)
+    if stop[0].endswith(("parameter", "param")):
+        name = _name_in(head, source)
+        if name is None:
+            return [], at
+        call = WrittenCall(name, {}, quoted=True, start=at)
+        return [call], read_body(source, stop.start(), call)
     if stop[0].endswith(("function", "invoke")):
         named = _name_in(head, source)
         if named is None and _HEAD_TOKENS.sub(" ", head).strip().lower() not in _NOISE:

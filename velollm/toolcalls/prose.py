@@ -6,7 +6,10 @@ import re
 
 __all__ = ["LABEL", "announces", "ends_sentence"]
 
-LABEL = re.compile(r"(?:assistant|(?:tool|function)[ _]calls?|json|action)\s*:?", re.IGNORECASE)
+LABEL = re.compile(
+    r"(?:assistant|(?:tool|function)[ _]calls?|json|action|commentary|(?:assistant\s*)?-> ?tool/function_call)\s*:?",
+    re.IGNORECASE,
+)
 """What stands before a call and says nothing: a role that leaked, or a word for what follows."""
 
 _SENTENCE_ENDS = ".!?:…。！？：;"

@@ -43,7 +43,7 @@ _RESYNC = re.compile(
     r"|<end_function_call>)\s*(?=<|\[TOOL)"
 )
 _CHANNEL = re.compile(
-    r"(?:<\|start\|>\s*assistant\s*)?<\|channel\|>\s*(\w*)[^<{]{0,80}(?:<\|constrain\|>[^<{]{0,40})?<\|message\|>"
+    r"(?:(?:<\|start\|>\s*assistant\s*)?<\|channel\|>\s*|(?=analysis))(\w*)[^<{]{0,80}(?:<\|constrain\|>[^<{]{0,40})?<\|message\|>"
 )
 _CHANNEL_END = re.compile(r"<\|(?:end|start|channel|call|return)\|>")
 _WORDS = re.compile(
@@ -52,7 +52,7 @@ _WORDS = re.compile(
 )
 _HEAD = re.compile(
     r"(?:(?P<word>functions?\.(?=[\w.\-]+(?::\d+)?[{<])|function(?=<[|｜]))|call:)?(?P<name>[\w.\-/]{0,200})(?::\d{1,4})?"
-    r"(?=\{|[ \n]\{|\n```|\[(?:ARGS|CALL_ID)\]|<[|｜])"
+    r"(?=\{|[ \n]\{|\n```|\[(?:ARGS|CALL_ID)\]|<[|｜]|\n?<(?:arg_key>|parameter\b))"
 )
 _SEPARATORS = re.compile(r"[ \t,;]*")
 _SEPARATORS_OR_SPACE = re.compile(r"[\s,;]*")
@@ -118,6 +118,10 @@ class Answer:
                 if match:
                     return pos
             return self._bare(pos)
+        if char == "<" and text.startswith(tuple(f"<{name}>" for name in self.source.tools.tools), pos):
+            return self._native(pos, read_native, marked=False, after=pos + 1)
+        if text.startswith("analysis<|message|>", pos):
+            return self._channel(pos)
         if char == '"' and text.startswith('"{\\"', pos):
             return self._bare(pos)
         if char.isalpha() or char in "_*>":

@@ -42,6 +42,7 @@ _KEYWORD_BEHIND = re.compile(
     r",\s*(?:\*\*)?[\"']?[A-Za-z_][\w.\-]*[\"']?\s*[=:](?!=)"
     r"|,?\s*\)\s*(?:[,;\])#]|$|<|```|[A-Za-z_][\w.\-/:]*\()|,?\s*$|[\"']|#|<[/|｜]"
 )
+_NEXT_CALL = re.compile(r"\s*[A-Za-z_][\w.\-/:]*\(")
 _NEXT_KEYWORD = re.compile(r"\s*[A-Za-z_]\w*\s*=(?!=)")
 _CLOSERS = re.compile(r"[\s}\])]*")
 _MARKUP = re.compile(r"</?[\w:]*(?:tool|func|arg|invoke|param|s>|end_of)|<[/]?[|｜]|```|\[/?TOOL|\]<\]")
@@ -184,6 +185,8 @@ def _closers_fit(text: str, at: int, limit: int, depth: int) -> bool:
     if char == ",":
         if closed == depth and _NEXT_KEYWORD.match(text, end + 1, limit):
             return True  # the value of one Python argument ends, the next one follows
+        if text.find(")", at, end) >= 0 and _NEXT_CALL.match(text, end + 1, limit):
+            return True  # the arguments of one Python call end, the next call follows
         return closed < depth + 2 and (
             _KEY_AHEAD.match(text, end + 1, limit) is not None or _VALUE_AHEAD.match(text, end + 1, limit) is not None
         )

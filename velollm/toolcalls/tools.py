@@ -30,11 +30,12 @@ _LINE_WORDS = (
     "Action:", "Action :", "**Action", "ACTION:", "functools[", "commentary to=", "analysis to=", "assistantcommentary",
     "function call<", ">>>", "print(", "default_api.", "functions.", "function<|", "function<｜", "to=functions.",
     "assistant to=functions.", "assistantto=functions.", "assistant\n", "tool_call:", "tool_calls:", "function_call:",
-    '"{\\"',
+    '"{\\"', "-> tool/function_call", "->tool/function_call", "analysis<|message|>",
 )  # fmt: skip
 # A tool's name with its arguments behind it, where an engine has dropped the special tokens around them.
 _NAME_FORMS = (
     "{}(", "{}{{", "{} {{", "{}\n{{", "{}\n```", "{}[ARGS]", "{}[CALL_ID]", "{}<|", "{}<｜", "call:{}{{",
+    "{}<arg_key>", "{}\n<arg_key>", "{}<parameter", "{}\n<parameter", "<{}>",
 )  # fmt: skip
 
 

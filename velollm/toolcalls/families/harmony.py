@@ -37,7 +37,7 @@ def read_message(source: Source, pos: int) -> tuple[list[WrittenCall], int]:
         begin = at + min(stops) + (len("<|message|>") if min(stops) == message else 0)
         while begin < limit and text[begin].isspace():
             begin += 1
-        call = WrittenCall(to[1], {}, start=at)
+        call = WrittenCall(_without_type(to[1], source), {}, start=at)
         call.end = begin
         if text.startswith("{", begin):
             try:
@@ -56,6 +56,12 @@ def read_message(source: Source, pos: int) -> tuple[list[WrittenCall], int]:
         end = _behind_tokens(text, call.end, limit)
         at = end
     return found, skip_wrappers(source, end) if found and end >= limit else end
+
+
+def _without_type(name: str, source: Source) -> str:
+    """`name` without the content type that runs into it when the tokens between are lost."""
+    bare = name.removesuffix("json")
+    return bare if source.tools.find(name) is None and source.tools.find(bare) is not None else name
 
 
 def _behind_tokens(text: str, pos: int, limit: int) -> int:

@@ -18,6 +18,7 @@ _INPUT = re.compile(
     r"\s*(?:\*\*)?(?:Action[ _]?Input|Input|Arguments|Parameters)(?:\*\*)?\s*:(?:\*\*)?[ \t]*", re.IGNORECASE
 )
 _NAME = re.compile(r"[^\n({\[`]{1,120}")
+_BRACKETED = re.compile(r"\[([^\n]{0,2000})\][ \t]*(?=\n|\Z)")
 _LINE_END = re.compile(r"\n\s*(?:Observation|Thought|Action|Final Answer|\*\*)", re.IGNORECASE)
 _ALONE = re.compile(r"\s*(?:\Z|observation)", re.IGNORECASE)
 _FENCE = re.compile(r"\s*```\w*\s*")
@@ -42,6 +43,10 @@ def read_action(source: Source, pos: int) -> tuple[list[WrittenCall], int]:
         return read_native(source, at)
     if source.tools.find(label) is None:
         return [], pos
+    bracket = _BRACKETED.match(text, name.end(), limit)
+    if bracket:
+        call = WrittenCall(label, bracket[1], start=pos, end=bracket.end(), loose_text=True, quoted=True)
+        return [call], bracket.end()
     given = _INPUT.match(text, name.end(), limit)
     call = WrittenCall(label, None, start=pos, end=name.end())
     if given is None:

@@ -14,7 +14,7 @@ FAMILIES = (
         name="mistral",
         models=("mistral", "mixtral", "ministral", "magistral", "devstral", "codestral", "pixtral"),
         cues=("[TOOL_CALLS]",),
-        special=(r"\[TOOL_CALLS\]",),
+        special=(r"\[TOOL_CALLS?\]",),
         thinks=(("[THINK]", "[/THINK]"),),
     ),
     Family(
@@ -113,5 +113,7 @@ FAMILIES = (
         cues=("<|function_call|>", "function call<|role_sep|>"),
         special=(r"<\|function_call\|>", r"function call<\|role_sep\|>"),
     ),
+    Family(name="pangu", models=("pangu",), cues=("[unused11]",), special=(r"\[unused11\]",)),
+    Family(name="hyperclovax", models=("hyperclova",), cues=("-> tool/function_call",)),
     Family(name="lmstudio", models=(), cues=("[TOOL_REQUEST]",), special=(r"\[TOOL_REQUEST\]",)),
 )
