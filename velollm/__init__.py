@@ -16,12 +16,24 @@ from velollm._version import __version__
 
 if TYPE_CHECKING:
     from velollm.backend import Backend, open_backend
+    from velollm.diagnosis import doctor
     from velollm.hardware import detect
     from velollm.messages import ChatEvent, ChatRequest, Message
     from velollm.middleware import VeloLLM
     from velollm.tuning import tune
 
-__all__ = ["Backend", "ChatEvent", "ChatRequest", "Message", "VeloLLM", "__version__", "detect", "open_backend", "tune"]
+__all__ = [
+    "Backend",
+    "ChatEvent",
+    "ChatRequest",
+    "Message",
+    "VeloLLM",
+    "__version__",
+    "detect",
+    "doctor",
+    "open_backend",
+    "tune",
+]
 
 _HOME = {
     "Backend": "velollm.backend",
@@ -30,6 +42,7 @@ _HOME = {
     "Message": "velollm.messages",
     "VeloLLM": "velollm.middleware",
     "detect": "velollm.hardware",
+    "doctor": "velollm.diagnosis",
     "open_backend": "velollm.backend",
     "tune": "velollm.tuning",
 }

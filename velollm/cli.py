@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "tune": ("velollm.commands.tune", "configure an engine for this machine"),
     "optimize": ("velollm.commands.tune", "the same as tune"),
     "profiles": ("velollm.commands.profiles", "share tuned settings"),
+    "doctor": ("velollm.commands.doctor", "say what is wrong, and what mends it"),
     "keys": ("velollm.commands.keys", "add, list and revoke API keys"),
 }
 EXAMPLES = """\

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import attrs
 import orjson
@@ -71,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
     """Tune: 0 when it was done (or kept), 1 when it could not be, or did not pay."""
     host = LocalHost()
     state = state_folder(host)
+    signal.signal(signal.SIGTERM, _leave)  # so that engines on trial are ended with us
     try:
         if args.undo:
             return _undo(args, state)
@@ -201,6 +204,10 @@ class _Job:
             why = f"the best of {found.trials} trials ({found.score:.1f} tokens/s, {gain:.2f} x the computed settings)"
             changed = {name: value for name, value in found.values.items() if self.tuning.values.get(name) != value}
             self.tuning = self.tuning.with_values(changed, why)
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
 
 
 def _undo(args: argparse.Namespace, state: Path) -> int:

@@ -71,6 +71,11 @@ class Host(ABC):
     def disk(self, path: str) -> tuple[int, int] | None:
         """Bytes in all and bytes free where `path` lies, or would."""
 
+    def tail(self, path: str, size: int) -> str:
+        """The end of a file, `size` bytes at most; empty when there is none. What it is read for is the owner's log."""
+        text = self.read(path) or ""
+        return text[-size:]
+
     def note(self, about: str, problem: str) -> None:
         """Keep what was in the way, once."""
         note = Note(about=about, problem=problem)
@@ -107,6 +112,16 @@ class LocalHost(Host):
             if not path.startswith("/proc/"):  # other users' processes
                 self.note(path, error.strerror or str(error))
             return None
+
+    def tail(self, path: str, size: int) -> str:
+        """The end of a file."""
+        try:
+            with open(path, "rb") as file:
+                file.seek(0, os.SEEK_END)
+                file.seek(max(file.tell() - size, 0))
+                return file.read(size).decode("utf-8", "replace")
+        except (OSError, ValueError):
+            return ""
 
     def names(self, path: str) -> list[str]:
         """The sorted names in a folder."""

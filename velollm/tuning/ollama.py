@@ -36,7 +36,7 @@ def tune_ollama(
         *_cache(machine, capacity),
         *_lifetime(machine),
         *_several_gpus(machine, capacity),
-        *_waiting(machine),
+        *(_waiting(machine) if "OLLAMA_GO_TEMPLATE" in known else ()),
     ]
     settings = tuple(one for one in wanted if one.name in known or not one.name.startswith("OLLAMA_"))
     left_out = [one.name for one in wanted if one not in settings]
@@ -133,7 +133,10 @@ def _several_gpus(machine: Machine, capacity: Capacity) -> list[Setting]:
 
 
 def _waiting(machine: Machine) -> list[Setting]:
-    """How threads wait for each other, where others compute on the same cores."""
+    """How threads wait for each other, where others compute on the same cores.
+
+    Only since 0.30, when Ollama began to run llama-server, which uses OpenMP; its former runner did not.
+    """
     cpu = machine.cpu
     crowded = cpu.load is not None and cpu.load > 0.5 * cpu.physical
     if machine.accelerated or not (crowded or cpu.quota is not None):

@@ -38,8 +38,9 @@ def knobs(tuning: Tuning, machine: Machine) -> dict[str, list[str]]:
         found = {
             "OLLAMA_NUM_PARALLEL": _around(values.get("OLLAMA_NUM_PARALLEL", "1")),
             "OLLAMA_FLASH_ATTENTION": _first(values.get("OLLAMA_FLASH_ATTENTION", "0"), ["0", "1"]),
-            "OMP_WAIT_POLICY": _first(values.get("OMP_WAIT_POLICY", "active"), ["active", "passive"]),
         }
+        if "OMP_WAIT_POLICY" in values:
+            found["OMP_WAIT_POLICY"] = ["passive", "active"]
         if "OLLAMA_KV_CACHE_TYPE" in values:
             found["OLLAMA_KV_CACHE_TYPE"] = [values["OLLAMA_KV_CACHE_TYPE"], "f16"]
         return found
