@@ -195,7 +195,7 @@ def test_tune_by_name(tmp_path: Path) -> None:
     host.commands[("/usr/bin/ollama", "serve", "--help")] = OLLAMA_HELP
     found = tune("ollama", model=path, clients=6, context=4096, machine=read_machine(host), host=host)
     assert found.values["OLLAMA_CONTEXT_LENGTH"] == "4096"
-    assert find_model(None, read_machine(host)) == ("", None)
+    assert find_model(None, read_machine(host), host) == ("", None)
 
 
 def test_what_cannot_be_tuned(tmp_path: Path) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import stat
 import sys
-import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.engine_script import ENGINE
 from support.machines import RecordedHost
 
 from velollm.errors import ConfigError
@@ -39,6 +39,7 @@ def measured(throughput: float, alone: float = 0.1, failed: int = 0) -> Measurem
         ([(measured(10), measured(25, alone=0.5))] * 3, False, "waits longer"),
         ([(measured(10, alone=0.01), measured(25, alone=0.03))] * 3, True, "kept"),  # nobody notices
         ([(measured(10), measured(25, failed=1))], False, "failed"),
+        ([(measured(10), measured(25)), (measured(10), measured(9))], False, "disagree"),
         # a neighbour halves one round: it disturbs both sides of the pair, and the median of the factors stands
         ([(measured(10), measured(25)), (measured(4), measured(10)), (measured(10), measured(24))], True, "2.50 x"),
     ],
@@ -104,39 +105,6 @@ def test_candidates_start_with_what_is_and_fit_together() -> None:
 
 
 # ---- trials ----------------------------------------------------------------------------------------------------------
-
-ENGINE = textwrap.dedent("""\
-    #!{python}
-    # An engine that computes one step at a time, and serves as many requests in it as OLLAMA_NUM_PARALLEL says.
-    import asyncio, json, os, sys
-    slots = int(os.environ.get("OLLAMA_NUM_PARALLEL", "1"))
-    if slots > 64:
-        sys.exit("out of memory, says the engine")
-    port = int(os.environ["OLLAMA_HOST"].split(":")[1])
-    places = asyncio.Semaphore(slots)
-
-    async def serve(reader, writer):
-        head = await reader.readuntil(b"\\r\\n\\r\\n")
-        if b"/api/version" in head:
-            writer.write(b"HTTP/1.1 200 OK\\r\\ncontent-length: 2\\r\\nconnection: close\\r\\n\\r\\n{{}}")
-        else:
-            length = int([line for line in head.lower().split(b"\\r\\n") if line.startswith(b"content-length")][0][15:])
-            asked = json.loads(await reader.readexactly(length))
-            writer.write(b"HTTP/1.1 200 OK\\r\\nconnection: close\\r\\n\\r\\n")
-            async with places:
-                count = asked["options"]["num_predict"]
-                for number in range(count):
-                    await asyncio.sleep(0.002)
-                    writer.write(json.dumps({{"message": {{"content": "x"}}, "done": False}}).encode() + b"\\n")
-            writer.write(json.dumps({{"done": True, "eval_count": count}}).encode() + b"\\n")
-        await writer.drain()
-        writer.close()
-
-    async def main():
-        async with await asyncio.start_server(serve, "127.0.0.1", port) as server:
-            await server.serve_forever()
-    asyncio.run(main())
-""")
 
 
 @pytest.fixture

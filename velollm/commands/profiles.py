@@ -65,7 +65,7 @@ def _export(args: argparse.Namespace) -> int:
     tuning: Tuning = tune(args.target, model=args.model, clients=args.clients, machine=machine, host=host)
     if applied is not None:
         tuning = attrs.evolve(tuning, settings=(), gain=applied.gain).with_values(applied.settings, "")
-    text = export_profile(tuning, machine, model=_kind(find_model(args.model, machine)[1]))
+    text = export_profile(tuning, machine, model=_kind(find_model(args.model, machine, host)[1]))
     if args.json:
         _print_json(attrs.asdict(import_profile(text)))
     else:

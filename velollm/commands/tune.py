@@ -161,7 +161,7 @@ class _Job:
     def _trial(self, values: Values) -> Trial:
         """An engine of our own with these settings, beside the one that serves."""
         binary = self.args.binary or engine_binary(self.target, self.host, self.machine)
-        name, path = find_model(self.args.model, self.machine)
+        name, path = find_model(self.args.model, self.machine, self.host)
         if self.target == "ollama":
             if binary is None:
                 raise ConfigError("ollama is not on the PATH: name its program with --binary to measure it")

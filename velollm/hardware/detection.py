@@ -20,7 +20,7 @@ from velollm.hardware.system import read_disk, read_system
 from velollm.models.folder import default_folder
 from velollm.models.lookup import list_installed
 
-__all__ = ["detect", "read_machine"]
+__all__ = ["detect", "models_folder", "read_machine"]
 
 BANDWIDTH_SECONDS = 0.2
 MOST_READERS = 32  # that many cores saturate the memory of any machine
@@ -64,12 +64,13 @@ def read_machine(host: Host) -> Machine:
         cpu=read_cpu(host, limits),
         memory=memory,
         gpus=read_gpus(host, memory.total),
-        disk=read_disk(host, _models_folder(host)),
+        disk=read_disk(host, models_folder(host)),
         notes=tuple(host.notes),
     )
 
 
-def _models_folder(host: Host) -> str:
+def models_folder(host: Host) -> str:
+    """Where the user of `host` keeps models: what VELOLLM_MODELS_DIR says, else the usual folder."""
     return host.environ.get("VELOLLM_MODELS_DIR") or str(default_folder(host.environ))
 
 
@@ -77,7 +78,7 @@ def _installed(host: Host) -> tuple[str, ...]:
     if not isinstance(host, LocalHost):
         return ()
     try:
-        return tuple(model.name for model in list_installed(Path(_models_folder(host)).expanduser()))
+        return tuple(model.name for model in list_installed(Path(models_folder(host)).expanduser()))
     except OSError as error:
         host.note("models", error.strerror or str(error))
         return ()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from velollm.errors import ConfigError
 from velollm.hardware import Engine, Host, LocalHost, Machine, detect
+from velollm.hardware.detection import models_folder
 from velollm.hardware.shape import Shape, read_shape
 from velollm.models.gguf import read_model
 from velollm.models.lookup import find, list_installed
@@ -42,7 +43,7 @@ def tune(
         raise ConfigError(f"{clients} clients make no sense")
     host = host or LocalHost()
     machine = machine or detect(host, bandwidth=False)
-    name, path = find_model(model, machine)
+    name, path = find_model(model, machine, host)
     shape: Shape | None = read_shape(read_model(path)) if path is not None else None
     workload = Workload(clients=clients, context=context)
     if target == "velo":
@@ -55,19 +56,20 @@ def tune(
     return tune_ollama(machine, shape, workload, version=version, help_text=help_text, model=name)
 
 
-def find_model(model: str | Path | None, machine: Machine) -> tuple[str, Path | None]:
+def find_model(model: str | Path | None, machine: Machine, host: Host) -> tuple[str, Path | None]:
     """The name and the file of the model to tune for; without any model `("", None)`."""
+    folder = Path(models_folder(host)).expanduser()
     if model is not None:
-        path = find(str(model))
+        path = find(str(model), folder)
         if path is None:
             raise ConfigError(f"no model {str(model)!r} is installed: `velollm models list` shows what is")
         return str(model), path
     loaded = [one.name for engine in machine.engines for one in engine.loaded]
     for name in loaded:
-        path = find(name) if not name.endswith(".gguf") else None
+        path = find(name, folder) if not name.endswith(".gguf") else None
         if path is not None:
             return name, path
-    installed = sorted(list_installed(), key=lambda one: -one.size) if machine.installed else []
+    installed = sorted(list_installed(folder), key=lambda one: -one.size) if machine.installed else []
     return (installed[0].name, installed[0].path) if installed else ("", None)
 
 

@@ -79,6 +79,8 @@ def judge(rounds: list[tuple[Measurement, Measurement]]) -> Verdict:
         kept, why = False, "withdrawn: a lone request waits longer for its first token"
     elif gain < WORTH:
         kept, why = False, "withdrawn: it does not pay"
+    elif 3 * sum(other.throughput > one.throughput for one, other in rounds) < 2 * len(rounds):
+        kept, why = False, "withdrawn: the rounds disagree; measure again when the machine is quieter"
     else:
         kept, why = True, "kept"
     return Verdict(kept=kept, gain=gain, before=before, after=after, words=f"{why}. {figures}", rounds=tuple(rounds))
