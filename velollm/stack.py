@@ -15,9 +15,10 @@ __all__ = ["build"]
 
 def build(backend: Backend, settings: Settings, metrics: Metrics | None = None) -> Backend:
     """`backend` with the layers around it that `settings` ask for; `metrics` get the figures of each."""
+    from velollm.batching import BatchingLayer
     from velollm.truncation import TruncationLayer
 
-    backend = TruncationLayer(backend, settings.scheduling.truncation)
+    backend = TruncationLayer(BatchingLayer(backend), settings.scheduling.truncation)
     if settings.toolcalls.mode != "off":
         backend = _mend_tool_calls(backend, settings, metrics)
     if settings.cache.enabled:
