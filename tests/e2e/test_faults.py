@@ -1,0 +1,143 @@
+"""Real engines that are killed, stopped and started again, with the whole server in front of them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import orjson
+import pytest
+from support.asgi import until
+from support.faulty import client_text
+from support.serving import Served, post, serve, served
+from tiny_gguf import write_tiny_gguf
+
+from velollm.backend import Limits
+from velollm.config import CacheSettings, Settings
+from velollm.contrib.llamacpp import LlamaServerBackend
+from velollm.contrib.llamacpp.plan import make_plan, this_machine
+from velollm.contrib.llamacpp.process import LlamaProcess
+from velollm.models.gguf import read_gguf
+from velollm.routing import BackendPool
+
+pytest.importorskip("xllamacpp", reason="the extra llamacpp is not installed")
+pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
+
+PATH = "/v1/chat/completions"
+LIMITS = Limits(connect=1, first_byte=8, idle=8)
+KEY = "a-key-for-the-tests-only"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_gguf(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+class Rig:
+    """Two llama-servers with one model, and the server in front."""
+
+    def __init__(self, processes: list[LlamaProcess], pool: BackendPool, front: Served) -> None:
+        self.processes = processes
+        self.pool = pool
+        self.front = front
+
+    def signal(self, number: int, what: signal.Signals) -> None:
+        pid = self.processes[number].pid
+        assert pid is not None
+        os.kill(pid, what)
+
+    async def ask(self, text: str = "Tell a tale", **fields: Any) -> tuple[str, list[dict[str, Any]], bool]:
+        payload = {"model": "m", "messages": [{"role": "user", "content": text}], "temperature": 0, "stream": True,
+                   "max_tokens": 120, **fields}  # fmt: skip
+        async with self.front.connect() as connection:
+            connection.send(post(PATH, payload))
+            status, _, body = await connection.answer(30)
+        assert status == 200, body
+        return client_text(Text(body))  # type: ignore[arg-type]
+
+
+class Text:
+    def __init__(self, body: bytes) -> None:
+        self.text = body.decode()
+
+
+@asynccontextmanager
+async def rig(model: Path) -> AsyncGenerator[Rig, None]:
+    plan = make_plan(read_gguf(model), this_machine(), ctx=2048, parallel=4, threads=1)
+    async with AsyncExitStack() as stack:
+        processes, backends = [], []
+        for name in ("a", "b"):
+            options = {**attrs.asdict(plan), "path": str(model), "names": ["m"], "key": KEY}
+            process = LlamaProcess(options, name=name)
+            url = await process.start(60)
+            stack.push_async_callback(process.stop)
+            backends.append(LlamaServerBackend(url, name=name, limits=LIMITS, api_key=KEY))
+            processes.append(process)
+        app = served(*backends, settings=Settings(cache=CacheSettings(enabled=False)))
+        front = await stack.enter_async_context(serve(app))
+        yield Rig(processes, app.pool, front)
+
+
+@pytest.fixture
+async def engines(tiny: Path) -> AsyncIterator[Rig]:
+    async with rig(tiny) as made:
+        yield made
+
+
+async def test_a_killed_engine_is_replaced_in_the_middle_of_its_streams(
+    engines: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = [await engines.ask(f"Tell tale {number}", max_tokens=600) for number in range(6)]
+    assert all(done and not errors for _, errors, done in expected)
+    asking = [asyncio.create_task(engines.ask(f"Tell tale {number}", max_tokens=600)) for number in range(6)]
+    await until(lambda: engines.pool.members[0].health.running > 0)
+    await asyncio.sleep(0.05)
+    engines.signal(0, signal.SIGKILL)
+    begin = time.monotonic()
+    assert await asyncio.gather(*asking) == expected
+    assert time.monotonic() - begin < 20
+    assert "another backend is to go on" in caplog.text
+    for _ in range(6):
+        assert (await engines.ask("Tell tale 0", max_tokens=600)) == expected[0]
+
+
+async def test_a_stopped_engine_loses_its_work_and_comes_back(engines: Rig) -> None:
+    expected = await engines.ask()
+    engines.signal(0, signal.SIGSTOP)
+    try:
+        begin = time.monotonic()
+        found = await asyncio.gather(*(engines.ask() for _ in range(4)))
+        assert found == [expected] * 4
+        assert time.monotonic() - begin < 20
+        now = time.monotonic()
+        assert await engines.ask() == expected
+        assert time.monotonic() - now < 5, "it is avoided once it is known to hang"
+    finally:
+        engines.signal(0, signal.SIGCONT)
+    begin = time.monotonic()
+    member = next(member for member in engines.pool.members if member.name == "a")
+    while not member.health.allows(time.monotonic()):
+        assert time.monotonic() - begin < 3
+        await engines.ask(max_tokens=5)
+        await asyncio.sleep(0.1)
+
+
+async def test_with_all_of_them_gone_the_error_is_soon_and_right(engines: Rig) -> None:
+    await engines.ask()
+    for number in (0, 1):
+        engines.signal(number, signal.SIGKILL)
+    await asyncio.sleep(0.2)
+    begin = time.monotonic()
+    async with engines.front.connect() as connection:
+        connection.send(post(PATH, {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}))
+        status, _, body = await connection.answer(10)
+    assert status in (502, 503)
+    assert orjson.loads(body)["error"]["code"] in ("backend_unreachable", "backend_error", "backend_protocol_error")
+    assert time.monotonic() - begin < 4
