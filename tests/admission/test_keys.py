@@ -190,3 +190,10 @@ def test_the_last_key_can_be_revoked_and_another_added(path: Path) -> None:
     assert list_keys(path) == []
     add_key(path, "b")
     assert [found.name for found in list_keys(path)] == ["b"]
+
+
+def test_without_a_file_it_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert main(["keys", "add", "laptop"]) == 0
+    assert [found.name for found in list_keys(tmp_path / "velollm" / "keys.toml")] == ["laptop"]

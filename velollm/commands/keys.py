@@ -11,7 +11,7 @@ import orjson
 
 from velollm.admission.keyfile import add_key, list_keys, revoke_key
 from velollm.admission.keys import CLASSES, Key
-from velollm.config import load_settings
+from velollm.config import config_folder, load_settings
 from velollm.errors import ConfigError
 
 __all__ = ["configure", "run"]
@@ -36,7 +36,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", help="print the result as JSON")
-    common.add_argument("--keys", type=Path, metavar="FILE", help="the file of keys (default: [server] keys)")
+    common.add_argument(
+        "--keys",
+        type=Path,
+        metavar="FILE",
+        help="the file of keys (default: [server] keys, or ~/.config/velollm/keys.toml)",
+    )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     adding = actions.add_parser("add", parents=[common], help="make a key, and print it this once")
     adding.add_argument("name", metavar="NAME", help="whose it is; shown in logs and metrics")
@@ -69,9 +74,7 @@ def _file(args: argparse.Namespace) -> Path:
     if named is not None:
         return named.expanduser()
     configured = load_settings({}, config=args.config).server.keys
-    if configured is None:
-        raise ConfigError("which file? name it with --keys FILE")
-    return Path(configured).expanduser()
+    return config_folder() / "keys.toml" if configured is None else Path(configured).expanduser()
 
 
 def _add(args: argparse.Namespace, path: Path) -> None:

@@ -1,6 +1,6 @@
 """Settings: what there is to set, how it is spelled, and where it is read from."""
 
-from velollm.config.load import find_config, load_settings
+from velollm.config.load import config_folder, find_config, load_settings
 from velollm.config.options import Option, options
 from velollm.config.settings import (
     BackendDefaults,
@@ -37,6 +37,7 @@ __all__ = [
     "ServerSettings",
     "Settings",
     "ToolCallSettings",
+    "config_folder",
     "find_config",
     "load_settings",
     "options",

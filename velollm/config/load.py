@@ -20,7 +20,7 @@ from velollm.config.structure import nearest, structure
 from velollm.config.toml_lines import find_line
 from velollm.errors import ConfigError
 
-__all__ = ["find_config", "load_settings"]
+__all__ = ["config_folder", "find_config", "load_settings"]
 
 FILE = "velollm.toml"
 CONFIG_VARIABLE = "VELOLLM_CONFIG"
@@ -63,9 +63,14 @@ def find_config(named: Path | None, environ: Mapping[str, str], folder: Path) ->
         named = Path(environ[CONFIG_VARIABLE])
     if named is not None:
         return named.expanduser()
+    return next((path for path in (folder / FILE, config_folder(environ) / FILE) if path.is_file()), None)
+
+
+def config_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """The user's folder of settings: `~/.config/velollm`, or below `XDG_CONFIG_HOME`."""
     base = environ.get("XDG_CONFIG_HOME", "")
     home = Path(base) if os.path.isabs(base) else Path(environ.get("HOME") or Path.home()) / ".config"
-    return next((path for path in (folder / FILE, home / "velollm" / FILE) if path.is_file()), None)
+    return home / "velollm"
 
 
 @attrs.define
