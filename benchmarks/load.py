@@ -131,19 +131,19 @@ def jain(values: list[float]) -> float:
 async def _mix(port: int, seconds: float) -> tuple[list[Answer], list[Answer]]:
     """Batch work that fills every slot, and a question of a person now and then."""
     batch = asyncio.ensure_future(
-        busy(12, seconds, lambda client, turn: ask(port, question(50, 150, f"b{client}.{turn}"), BATCH))
+        busy(12, seconds, lambda client, turn: ask(port, question(50, 40, f"b{client}.{turn}"), BATCH))
     )
     await asyncio.sleep(1.0)
-    people = await steady(2.0, seconds - 2.0, lambda number: ask(port, question(20, 20, f"i{number}"), INTERACTIVE))
+    people = await steady(2.0, seconds - 2.0, lambda number: ask(port, question(20, 5, f"i{number}"), INTERACTIVE))
     return people, await batch
 
 
 def priority(seconds: float) -> list[Figure]:
-    """Interactive work while batch work saturates 4 slots (prefill 0.5 ms, decode 5 ms a token)."""
+    """Interactive work while batch work saturates 4 slots (prefill 1 ms, decode 20 ms a token)."""
     with engine() as upstream, velollm("--backend", f"llamacpp://127.0.0.1:{upstream}") as port:
         people, batch = asyncio.run(_mix(port, seconds))
-        unloaded = asyncio.run(ask(upstream, question(20, 20, "alone"))).first or 0.0
-        cut = sum(not answer.good or answer.tokens != 150 for answer in batch)
+        unloaded = asyncio.run(ask(upstream, question(20, 5, "alone"))).first or 0.0
+        cut = sum(not answer.good or answer.tokens != 40 for answer in batch)
     with engine() as upstream:
         direct_people, direct_batch = asyncio.run(_mix(upstream, seconds))
     ours = percentile([answer.first or 99.0 for answer in people], 0.99)
@@ -165,7 +165,7 @@ async def _exact(port: int, upstream: int, prompts: list[dict[str, Any]]) -> tup
     people = []
     for number in range(3 * len(prompts)):
         await asyncio.sleep(0.25)
-        people.append(await ask(port, question(10, 4, f"p{number}"), INTERACTIVE))
+        people.append(await ask(port, question(10, 2, f"p{number}"), INTERACTIVE))
     answers = await asyncio.gather(*work)
     same = sum(
         one.text == other.text and one.finish == other.finish and _counts(one) == _counts(other)
@@ -185,7 +185,7 @@ def _counts(answer: Answer) -> list[int]:
 
 def exactness(seconds: float) -> list[Figure]:
     """Batch answers that make way, against the same ones undisturbed."""
-    prompts = [question(30, 120, f"x{number}", stream_options={"include_usage": True}) for number in range(16)]
+    prompts = [question(30, 40, f"x{number}", stream_options={"include_usage": True}) for number in range(16)]
     with engine("--slots", "2") as upstream, velollm("--backend", f"llamacpp://127.0.0.1:{upstream}") as port:
         same, count, preempted = asyncio.run(_exact(port, upstream, prompts))
     return [
@@ -208,7 +208,7 @@ async def _flood(port: int, rate: float, seconds: float, deadline: float) -> tup
             listing.append((await get(port, "/v1/models"))[0])
 
     looking = asyncio.ensure_future(look())
-    answers = await steady(rate, seconds, lambda number: ask(port, question(10, 79, f"f{number}")))
+    answers = await steady(rate, seconds, lambda number: ask(port, question(10, 19, f"f{number}")))
     looking.cancel()
     return answers, listing
 
@@ -282,7 +282,7 @@ def key(name: str) -> dict[str, str]:
 
 async def _tenants(port: int, seconds: float) -> list[float]:
     """Three tenants with work of different sizes, each with more than its share."""
-    names, sizes = ("a", "b", "c"), (20, 60, 120)
+    names, sizes = ("a", "b", "c"), (5, 15, 30)
     begin = asyncio.get_running_loop().time()
     done = dict.fromkeys(names, 0)
 
@@ -300,9 +300,9 @@ async def _tenants(port: int, seconds: float) -> list[float]:
 async def _light(port: int, seconds: float) -> list[Answer]:
     """A key that floods with 6 times what fits, and one that asks once in a while."""
     flood = asyncio.ensure_future(
-        steady(60.0, seconds, lambda number: ask(port, question(10, 79, f"h{number}"), key("a")))
+        steady(60.0, seconds, lambda number: ask(port, question(10, 19, f"h{number}"), key("a")))
     )
-    light = await steady(1.0, seconds, lambda number: ask(port, question(10, 79, f"l{number}"), key("b")))
+    light = await steady(1.0, seconds, lambda number: ask(port, question(10, 19, f"l{number}"), key("b")))
     await flood
     return light
 
@@ -321,7 +321,7 @@ def fairness(seconds: float) -> list[Figure]:
             velollm("--backend", f"llamacpp://127.0.0.1:{upstream}", "--keys", str(keys), "--slo", "2")
         )
         light = asyncio.run(_light(port, seconds))
-        alone = asyncio.run(ask(port, question(10, 79, "alone"), key("b")))
+        alone = asyncio.run(ask(port, question(10, 19, "alone"), key("b")))
     with engine() as upstream:
         direct = asyncio.run(_light(upstream, seconds))
     served = sum(answer.good for answer in light) / len(light)
@@ -364,7 +364,7 @@ async def _conversations(port: int, count: int, turns: int, *, sessions: bool = 
         for turn in range(turns):
             words = " ".join(f"c{number}t{turn}w{index}" for index in range(150))
             messages.append({"role": "user", "content": words})
-            body = {"model": MODEL, "messages": messages, "max_tokens": 30, "stream": True, "temperature": 0}
+            body = {"model": MODEL, "messages": messages, "max_tokens": 8, "stream": True, "temperature": 0}
             headers = {"x-velollm-session": f"s{number}"} if sessions else {}
             answer = await ask(port, body, headers)
             answers.append(answer)
@@ -411,7 +411,7 @@ async def _two_models(port: int) -> list[Answer]:
     async def client(number: int) -> list[Answer]:
         answers = []
         for turn in range(12):
-            body = {**question(10, 30, f"m{number}.{turn}"), "model": "one" if number % 2 else "two"}
+            body = {**question(10, 8, f"m{number}.{turn}"), "model": "one" if number % 2 else "two"}
             answers.append(await ask(port, body))
         return answers
 

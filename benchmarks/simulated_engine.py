@@ -1,6 +1,6 @@
 """An engine whose time is known: slots, prefill and decode by the token, a prefix cache, models that take turns.
 
-    python benchmarks/simulated_engine.py --slots 4 --prefill 0.5 --decode 5        (milliseconds a token)
+    python benchmarks/simulated_engine.py --slots 4 --prefill 1 --decode 20        (milliseconds a token)
 
 It speaks llama-server's API, as far as a proxy uses it, and prints its port. Its answers are deterministic: each token
 follows from all tokens before it, so that an answer that was continued anywhere is the one that was not interrupted.
@@ -277,8 +277,8 @@ def frame(writer: asyncio.StreamWriter, value: dict) -> None:
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slots", type=int, default=4)
-    parser.add_argument("--prefill", type=float, default=0.5, help="milliseconds a token")
-    parser.add_argument("--decode", type=float, default=5.0, help="milliseconds a token")
+    parser.add_argument("--prefill", type=float, default=1.0, help="milliseconds a token")
+    parser.add_argument("--decode", type=float, default=20.0, help="milliseconds a token")
     parser.add_argument("--cache", type=int, default=1 << 20, help="tokens of the prefix cache")
     parser.add_argument("--load", type=float, default=0.0, help="milliseconds to change the model; 0: all fit together")
     parser.add_argument("--models", default="sim", help="comma-separated")
