@@ -1,4 +1,4 @@
-"""The dispatcher in an event loop: whoever leaves, wherever it waits, leaves no slot taken, and no place in the queue."""
+"""The dispatcher in an event loop: whoever leaves, wherever it waits, leaves neither slot nor place in the queue taken."""
 
 from __future__ import annotations
 
