@@ -1,4 +1,4 @@
-"""The dispatcher in an event loop: whoever leaves, wherever it waits, leaves neither slot nor place in the queue taken."""
+"""The dispatcher in an event loop: whoever leaves, wherever it waits, leaves no slot and no place in the queue."""
 
 from __future__ import annotations
 
