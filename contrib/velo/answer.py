@@ -27,13 +27,14 @@ SPACE = " \t\r\n"
 
 
 class Reasoning:
-    """Tells reasoning from the answer. It stands at the beginning, or `begun` in the prompt already."""
+    """Tells reasoning from the answer. It stands at the beginning, or `begun` in the prompt; with None all is answer."""
 
-    __slots__ = ("_held", "_state")
+    __slots__ = ("_blank", "_held", "_state")
 
-    def __init__(self, *, begun: bool = False) -> None:
-        self._state = "inside" if begun else "start"
+    def __init__(self, *, begun: bool | None = False) -> None:
+        self._state = "answer" if begun is None else "inside" if begun else "start"
         self._held = ""
+        self._blank = True  # no thought has come yet
 
     def feed(self, text: str) -> tuple[str, str]:
         """What of `text` is reasoning, and what is answer."""
@@ -48,15 +49,18 @@ class Reasoning:
                 return "", ""
             if not seen.startswith(OPEN):
                 return "", self._rest("answer")
-            self._state, self._held = "inside", seen[len(OPEN) :].lstrip(SPACE)
+            self._state, self._held = "inside", seen[len(OPEN) :]
+        if self._blank:
+            self._held = self._held.lstrip(SPACE)
         at = self._held.find(CLOSE)
         if at >= 0:
             thought, rest = self._held[:at], self._held[at + len(CLOSE) :]
             self._state, self._held = "gap", ""
             return thought.rstrip(SPACE), self._after(rest)
         keep = next((n for n in range(len(CLOSE) - 1, 0, -1) if self._held.endswith(CLOSE[:n])), 0)
-        keep = max(keep, len(self._held) - len(self._held.rstrip(SPACE)))
-        thought, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        thought = self._held[: len(self._held) - keep].rstrip(SPACE)
+        self._held = self._held[len(thought) :]
+        self._blank = self._blank and not thought
         return thought, ""
 
     def finish(self) -> tuple[str, str]:

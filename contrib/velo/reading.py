@@ -29,9 +29,10 @@ THINKING_OFF = {"enable_thinking": False, "thinking": False}
 
 @attrs.frozen(kw_only=True)
 class Meant:
-    """A request as the engine takes it. `thinking` is the reasoning's opening tag that the prompt ends with, if any.
+    """A request as the engine takes it.
 
-    `echo` is what of the prompt is to be repeated in front of the answer.
+    `thinking` says that the prompt ends within reasoning; it is None where no reasoning is to be told apart. `echo` is
+    what of the prompt is to be repeated in front of the answer.
     """
 
     prompt: list[int]
@@ -39,7 +40,7 @@ class Meant:
     constrain: Callable[[], Constraint] | None
     forced: ForcedCall | None
     tools: list[JSON]
-    thinking: bool
+    thinking: bool | None
     echo: str
 
 
@@ -58,7 +59,7 @@ def read_request(request: ChatRequest, template: ChatTemplate, vocabulary: Vocab
         constrain=constrain,
         forced=forced,
         tools=encode_tools(heard),
-        thinking=text.rstrip().endswith("<think>"),
+        thinking=None if request.raw else text.rstrip().endswith("<think>"),
         echo=text if request.echo else "",
     )
 
