@@ -27,7 +27,7 @@ SPACE = " \t\r\n"
 
 
 class Reasoning:
-    """Tells reasoning from the answer. It stands at the beginning, or `begun` in the prompt; with None all is answer."""
+    """Tells reasoning from the answer: it stands in front, or was `begun` in the prompt; with None all is answer."""
 
     __slots__ = ("_blank", "_held", "_state")
 
