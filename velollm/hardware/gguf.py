@@ -187,12 +187,11 @@ def _compute(shape: Shape, cells: int, slots: int, unified: bool, flash: bool, u
     for window in {block.window for block in shape.blocks if block.key}:
         held = _window_cells(window, cells, sharing, ubatch) if window else cells
         mask += held * tokens * number  # a pool for each conversation holds fewer cells: those of its own tokens
-    hidden = HIDDEN * shape.width
-    widest = max(shape.vocabulary, 3 * shape.feed_forward)
+    keys = max((block.key + block.value for block in shape.blocks), default=0)
+    stages = [HIDDEN * shape.width + shape.vocabulary, shape.width + 2 * keys + 3 * shape.feed_forward]
     if not flash and shape.heads:
-        keys = max((block.key + block.value for block in shape.blocks), default=0)
-        widest = max(widest, shape.heads * cells + shape.query + keys)
-    return mask + (hidden + widest) * tokens * F32
+        stages.append(HIDDEN * shape.width + shape.heads * cells + shape.query + keys)
+    return mask + max(stages) * tokens * F32
 
 
 def _window_cells(window: int, cells: int, sharing: int, ubatch: int) -> int:

@@ -54,7 +54,7 @@ def plan_capacity(machine: Machine, shape: Shape | None, workload: Workload) -> 
             break
     fitting = largest_context(shape, room, slots, kv_type=kv_type) // GRAIN * GRAIN
     tight = fitting < context
-    context = max(min(context, fitting), min(LEAST_CONTEXT, trained))
+    context = max(min(context, fitting), min(LEAST_CONTEXT, trained, context))
     need = memory_needed(shape, context, slots, kv_type=kv_type)
     text = (
         f"{slots} x {context} tokens of {kv_type} cache take {gigabytes(need.cache + need.state)}, with "
