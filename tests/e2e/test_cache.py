@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import subprocess
 import time
@@ -107,13 +108,14 @@ def test_one_answer_in_three_dialects(cached: Served) -> None:
             assert stream.get_final_text() == said
             assert stream.response.headers["x-velollm-cache"] == "hit-exact"
     client = ollama.Client(cached.url, headers={"authorization": f"Bearer {ANN}"})
-    options = {"temperature": 0, "num_predict": 32}
-    answer = client.chat(MODEL, messages=[{"role": "user", "content": QUESTION}], options=options)
-    assert answer.message.content == said
-    parts = list(client.chat(MODEL, messages=[{"role": "user", "content": QUESTION}], options=options, stream=True))
-    assert "".join(part.message.content or "" for part in parts) == said
-    assert parts[-1].done
-    assert client.generate(MODEL, prompt=QUESTION, options=options).response == said
+    with contextlib.closing(client._client):
+        options = {"temperature": 0, "num_predict": 32}
+        answer = client.chat(MODEL, messages=[{"role": "user", "content": QUESTION}], options=options)
+        assert answer.message.content == said
+        parts = list(client.chat(MODEL, messages=[{"role": "user", "content": QUESTION}], options=options, stream=True))
+        assert "".join(part.message.content or "" for part in parts) == said
+        assert parts[-1].done
+        assert client.generate(MODEL, prompt=QUESTION, options=options).response == said
     assert forwarded(cached) <= 2
 
 

@@ -1,0 +1,295 @@
+"""The response cache: how fast, how right, and what a hit over HTTP costs. Peers run where they are installed.
+
+    python benchmarks/cache.py [--seconds 1] [--entries 10000]          writes results/cache.md and .json
+
+Accuracy: the pairs of tests/cache/pairs, each asked both ways of a cache that holds the other question alone. `held`
+pairs were not looked at while the rules were written. GPTCache runs with faiss, our MiniLM and its default threshold;
+redisvl and LiteLLM's semantic cache need RediSearch and decide by a distance alone, so their rule is a threshold of the
+table. Latency: one thread, prompts of at most 32 tokens, one tenant and one scope.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import httpx
+from load import HERE, cpu_seconds, free_port, http_request, machine, press, raw_upstream
+
+from velollm.cache import ResponseCache
+from velollm.cache.embedder import open_embedder
+
+sys.path.insert(0, str(HERE.parent / "tests"))
+from support.cache import answer, ask
+from support.pairs import FOLDER, Pair, read_pairs, score
+
+JSON = dict[str, Any]
+GPTCACHE_EVERY = 5
+THRESHOLDS = (0.80, 0.90, 0.95)
+THINGS = (
+    "violin", "river", "engine", "garden", "planet", "bridge", "window", "teacher", "doctor", "camera", "market",
+    "castle", "desert", "forest", "island",
+)  # fmt: skip
+PLACES = (
+    "peru", "norway", "kenya", "japan", "brazil", "egypt", "france", "canada", "india", "spain", "chile", "ghana",
+    "nepal", "cuba", "iran",
+)  # fmt: skip
+VERBS = (
+    "clean", "paint", "move", "grow", "build", "repair", "choose", "sell", "store", "carry", "draw", "wash", "pack",
+    "ship", "weigh",
+)  # fmt: skip
+FRIENDS = "{verb} a {thing} in {place} with {number} friends?"
+NUMBERED = "{verb} the {thing} number {number} of {place}?"
+SHAPES = (
+    f"How do I {FRIENDS}",
+    f"What is the best way to {NUMBERED}",
+    "Why does the {thing} of {place} need {number} people to {verb} it?",
+    "Write {number} sentences about a {thing} in {place} and how to {verb} it.",
+)
+PARAPHRASES = {SHAPES[0]: f"How can I {FRIENDS}", SHAPES[1]: f"How do I {NUMBERED}"}
+
+
+# ---- latency ---------------------------------------------------------------------------------------------------------
+
+
+def latency(entries: int, lookups: int) -> dict[str, JSON]:
+    """Microseconds of `lookup` by what it finds, in a cache of `entries`."""
+    found = {"trigrams": _latencies(entries, lookups, None)}
+    embedder = open_embedder("auto")
+    if embedder is not None:
+        found["minilm"] = _latencies(entries, lookups, embedder)
+    return found
+
+
+def _latencies(entries: int, lookups: int, embedder: Any) -> JSON:
+    rng = random.Random(1)
+    stored = [(rng.choice(SHAPES), _words(rng)) for _ in range(entries)]
+    with ResponseCache(semantic="on", embedder=embedder, size="256MiB") as cache:
+        begin = perf_counter()
+        for shape, words in stored:
+            cache.store("t", ask(shape.format(**words)), answer("An answer of some length. " * 10))
+        filled = perf_counter() - begin
+        chosen = [rng.choice(stored) for _ in range(lookups)]
+        known = [(shape, words) for shape, words in chosen if shape in PARAPHRASES]
+        cases = {
+            "exact": [shape.format(**words) for shape, words in chosen],
+            "canonical": ["hello, " + shape.format(**words).lower() for shape, words in chosen],
+            "semantic": [PARAPHRASES[shape].format(**words) for shape, words in known],
+            "none": [rng.choice(SHAPES).format(**{**_words(rng), "number": 10**6 + n}) for n in range(lookups)],
+        }
+        return {"entries": cache.stats().indexed, "microseconds_to_store": round(filled / entries * 1e6, 1)} | {
+            tier: _timed(cache, tier, prompts) for tier, prompts in cases.items()
+        }
+
+
+def _words(rng: random.Random) -> JSON:
+    return {
+        "thing": rng.choice(THINGS), "place": rng.choice(PLACES), "verb": rng.choice(VERBS),
+        "number": rng.randrange(2, 9999),
+    }  # fmt: skip
+
+
+def _timed(cache: ResponseCache, tier: str, prompts: Iterable[str]) -> JSON:
+    times, hits = [], 0
+    for prompt in prompts:
+        body = ask(prompt)
+        begin = perf_counter()
+        hit = cache.lookup("t", body)
+        times.append((perf_counter() - begin) * 1e6)
+        hits += (hit.tier if hit else "none") == tier
+    times.sort()
+    return {
+        "p50": round(times[len(times) // 2], 1), "p99": round(times[int(len(times) * 0.99)], 1),
+        "lookups": len(times), "as_expected": round(hits / len(times), 4),
+    }  # fmt: skip
+
+
+# ---- accuracy --------------------------------------------------------------------------------------------------------
+
+
+def accuracy() -> dict[str, JSON]:
+    """Precision and recall of the cache, of plain thresholds, and of GPTCache."""
+    rows: dict[str, JSON] = {}
+    embedder = open_embedder("auto")
+    for name in ("tuned", "held"):
+        pairs = read_pairs(FOLDER / f"{name}.jsonl")
+        result = score(pairs)
+        worst = max(result.false_hits().items(), key=lambda item: item[1])
+        rows[f"VeloLLM, {name} pairs"] = {
+            "pairs": len(pairs), "precision": result.precision, "recall": result.recall,
+            "false_hits": sum(n for (same, _), n in result.hits.items() if not same), "worst": list(worst),
+        }  # fmt: skip
+        if embedder is not None:
+            vectors = {text: embedder(text) for pair in pairs for text in (pair.a, pair.b)}
+            for threshold in THRESHOLDS:
+                rows[f"MiniLM, cosine at least {threshold:.2f}, {name} pairs"] = _judged(
+                    pairs, lambda pair, v=vectors, t=threshold: _cosine(v[pair.a], v[pair.b]) >= t
+                )
+            if (gptcache := _gptcache(embedder)) is not None:  # which is slow to open, so it gets a part of them
+                rows[f"GPTCache, every {GPTCACHE_EVERY}th of the {name} pairs"] = _judged(
+                    pairs[::GPTCACHE_EVERY], gptcache
+                )
+    return rows
+
+
+def _judged(pairs: list[Pair], answers: Callable[[Pair], bool]) -> JSON:
+    right = wrong = same = 0
+    by_category: dict[str, list[int]] = {}
+    for pair in pairs:
+        hit = answers(pair)
+        same += pair.same_answer
+        right += hit and pair.same_answer
+        wrong += hit and not pair.same_answer
+        if not pair.same_answer:
+            by_category.setdefault(pair.category, []).append(hit)
+    worst = max(((name, sum(hits) / len(hits)) for name, hits in by_category.items()), key=lambda item: item[1])
+    return {
+        "pairs": len(pairs), "precision": right / max(1, right + wrong), "recall": right / max(1, same),
+        "false_hits": wrong, "worst": list(worst),
+    }  # fmt: skip
+
+
+def _cosine(a: Iterable[float], b: Iterable[float]) -> float:
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
+def _gptcache(embedder: Any) -> Callable[[Pair], bool] | None:
+    """Whether GPTCache answers one question of a pair from the other; None where it is not installed."""
+    try:
+        import numpy as np
+        from gptcache import Cache, Config
+        from gptcache.adapter.api import get, put
+        from gptcache.manager import CacheBase, VectorBase, get_data_manager
+        from gptcache.processor.pre import get_prompt
+        from gptcache.similarity_evaluation.distance import SearchDistanceEvaluation
+    except ImportError:
+        return None
+
+    def answers(pair: Pair) -> bool:
+        with tempfile.TemporaryDirectory() as folder:
+            cache = Cache()
+            cache.init(
+                pre_embedding_func=get_prompt,
+                embedding_func=lambda text, **_: np.array(embedder(text), "float32"),
+                data_manager=get_data_manager(
+                    CacheBase("sqlite", sql_url=f"sqlite:///{folder}/cache.db"),
+                    VectorBase("faiss", dimension=384, index_path=f"{folder}/faiss.index"),
+                ),
+                similarity_evaluation=SearchDistanceEvaluation(),
+                config=Config(),
+            )
+            put(pair.a, "answer", cache_obj=cache)
+            return get(pair.b, cache_obj=cache) is not None
+
+    return answers
+
+
+# ---- over HTTP -------------------------------------------------------------------------------------------------------
+
+
+def over_http(seconds: float, rounds: int) -> JSON:
+    """CPU seconds of the proxy's process a request: an exact hit against the same request passed through."""
+    found: dict[str, list[float]] = {}
+    with raw_upstream() as upstream, _proxy(upstream, "on") as hitting, _proxy(upstream, "off") as passing:
+        for _ in range(rounds):
+            for stream in (False, True):
+                for name, (port, pid) in (("hit", hitting), ("pass-through", passing)):
+                    messages = [{"role": "user", "content": "Why is the sky blue? Explain it in three sentences."}]
+                    body = json.dumps({"model": "m", "messages": messages, "temperature": 0, "stream": stream}).encode()
+                    request = http_request(port, "/v1/chat/completions", body)
+                    frames = _frames(port, body) if stream else 0
+                    before = cpu_seconds(pid)
+                    load = asyncio.run(press(port, request, frames=frames, concurrency=1, seconds=seconds))
+                    kind = f"{name}, {'SSE' if stream else 'JSON'}"
+                    found.setdefault(kind, []).append((cpu_seconds(pid) - before) / load.requests * 1e6)
+    return {kind: round(statistics.median(values), 1) for kind, values in sorted(found.items())}
+
+
+def _frames(port: int, body: bytes) -> int:
+    """How many events the answer has; by asking, it is in the cache from now on."""
+    headers = {"content-type": "application/json"}
+    return httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", content=body, headers=headers).content.count(
+        b"data: "
+    )
+
+
+@contextmanager
+def _proxy(upstream: int, cache: str) -> Iterator[tuple[int, int]]:
+    port = free_port()
+    command = [
+        sys.executable, "-m", "velollm", "-q", "serve", "--backend", f"openai+http://127.0.0.1:{upstream}/v1",
+        "--port", str(port), "--cache", cache,
+    ]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            end = time.monotonic() + 30
+            while time.monotonic() < end:
+                try:
+                    if httpx.get(f"http://127.0.0.1:{port}/ready").status_code == 200:
+                        break
+                except httpx.HTTPError:
+                    time.sleep(0.1)
+            yield port, process.pid
+        finally:
+            process.terminate()
+
+
+# ---- the report ------------------------------------------------------------------------------------------------------
+
+
+def render(result: JSON) -> str:
+    """The results as a page."""
+    lines = [f"# The response cache\n\n{result['machine']}\n", "## How right\n"]
+    lines += ["| | pairs | precision | recall | wrong answers | worst category |", "|---|---|---|---|---|---|"]
+    for name, row in result["accuracy"].items():
+        worst, share = row["worst"]
+        lines.append(
+            f"| {name} | {row['pairs']} | {row['precision']:.1%} | {row['recall']:.1%} | {row['false_hits']} "
+            f"| {worst} {share:.0%} |"
+        )
+    lines.append("\n## How fast (microseconds, one thread)\n")
+    lines += ["| retrieval | entries | what it finds | p50 | p99 | as expected |", "|---|---|---|---|---|---|"]
+    for retrieval, row in result["latency"].items():
+        for tier in ("exact", "canonical", "semantic", "none"):
+            cell = row[tier]
+            shown = (retrieval, row["entries"], tier, cell["p50"], cell["p99"], f"{cell['as_expected']:.1%}")
+            lines.append(f"| {' | '.join(map(str, shown))} |")
+    lines.append("\n## Over HTTP (CPU microseconds of the proxy for one request)\n")
+    lines += ["| | CPU |", "|---|---|", *(f"| {kind} | {cpu} |" for kind, cpu in result["http"].items())]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Run everything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--entries", type=int, default=10_000)
+    parser.add_argument("--lookups", type=int, default=2_000)
+    parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    os.environ.setdefault("GPTCACHE_LOG_LEVEL", "error")
+    result = {
+        "machine": machine(), "accuracy": accuracy(), "latency": latency(args.entries, args.lookups),
+        "http": over_http(args.seconds, args.rounds),
+    }  # fmt: skip
+    folder = Path(HERE) / "results"
+    (folder / "cache.json").write_text(json.dumps(result, indent=2) + "\n")
+    (folder / "cache.md").write_text(render(result))
+    print(render(result))
+
+
+if __name__ == "__main__":
+    main()
