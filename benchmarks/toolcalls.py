@@ -27,8 +27,8 @@ import jsonschema
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "toolcalls")]
 
+from support.toolcall_damage import AROUND, CALLS, INSIDE  # noqa: E402
 from support.toolcall_formats import FORMATS, TOOLS  # noqa: E402
-from test_damage import AROUND, CALLS, INSIDE  # noqa: E402
 from test_families import CALLS as CLEAN  # noqa: E402
 from test_shapes import NO_CALL, ONE_CALL, X  # noqa: E402
 

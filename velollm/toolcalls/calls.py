@@ -263,7 +263,7 @@ def _fits(tool: Tool, written: WrittenCall) -> bool:
 
 def _as_object(written: WrittenCall, tool: Tool, ctx: Context, cut: bool) -> dict[str, Any]:
     value = written.arguments
-    for _ in range(3):
+    for _ in range(5):
         if isinstance(value, dict):
             return value
         if value is None or value == "" or value == []:

@@ -6,7 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from velollm.toolcalls.argkeys import KEY_OPEN, read_pairs
 from velollm.toolcalls.calls import Rejected, WrittenCall, calls_in, settle
+from velollm.toolcalls.lenient import read_json
+from velollm.toolcalls.markup import read_body
 from velollm.toolcalls.native import read_native
 from velollm.toolcalls.result import Call, FixError
 from velollm.toolcalls.source import Source
@@ -45,7 +48,24 @@ def _settled(entry: Any, tools: ToolSet, cut: bool, repairs: Counter[str]) -> li
             written.id = written.id or (given if len(inner) == 1 else None)
             made.append(settle(written, tools, cut, repairs))
         return made
-    return [settle(WrittenCall(name, arguments, id=given, repairs={"json_text"}), tools, cut, _Dropping(repairs))]
+    written = WrittenCall(name, arguments, id=given, repairs={"json_text"})
+    if isinstance(arguments, str) and arguments.lstrip().startswith("<"):
+        _read_markup(written, arguments, tools)
+    return [settle(written, tools, cut, _Dropping(repairs))]
+
+
+def _read_markup(written: WrittenCall, text: str, tools: ToolSet) -> None:
+    """Arguments that stayed in a model's markup: parameters, or pairs of keys and values."""
+    source = Source(text, tools)
+    made = WrittenCall(written.name, None)
+    begin = len(text) - len(text.lstrip())
+    try:
+        end = read_pairs(source, begin, made) if KEY_OPEN.match(text, begin) else read_body(source, begin, made)
+    except Unreadable:
+        return
+    if made.arguments and not text[end:].strip():
+        written.arguments, written.quoted = made.arguments, True
+        written.repairs.add("markup")
 
 
 class _Dropping(Counter[str]):
@@ -99,6 +119,11 @@ def _inner_calls(name: str, arguments: Any, tools: ToolSet) -> list[WrittenCall]
 
 def _same_inside(name: str, arguments: Any, tools: ToolSet) -> list[WrittenCall] | None:
     """`{"name": f, "arguments": {…}}` as the arguments of `f` itself."""
+    if isinstance(arguments, str) and '"name"' in arguments[:100]:
+        try:
+            arguments = read_json(arguments.strip()).value
+        except Unreadable:
+            return None
     if not isinstance(arguments, dict) or not 2 <= len(arguments) <= 3:
         return None
     found = tools.find(name)
