@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 
 import pytest
@@ -126,6 +127,9 @@ async def test_proofs_are_kept_for_an_hour_and_failures_to_ask_for_a_minute() ->
     now = 3599.0
     assert await proofs.ask(backend, "m")
     assert backend.asked == 2
+    several = Counter()
+    assert await asyncio.gather(*(proofs.ask(several, "shared") for _ in range(5))) == [True] * 5
+    assert several.asked == 2
     broken = Counter(breaks=2)
     assert not await proofs.ask(broken, "other")
     assert proofs.known("other") is False

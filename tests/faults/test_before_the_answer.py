@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pytest
 from support.asgi import Client
-from support.faulty import JSON, STREAM, WHOLE, client_text, events, front, last, streamed, whole_answer
+from support.faulty import JSON, MODELS, STREAM, WHOLE, client_text, events, front, last, streamed, whole_answer
 from support.upstream import Peer, Received, answer, chunk, head
 
 pytestmark = pytest.mark.anyio
@@ -356,3 +356,36 @@ async def test_a_broken_one_is_passed_over_for_a_good_one() -> None:
             assert client.status == 200
             assert client.headers["x-velollm-backend"] == "b"
         assert len(proxy.engines[0].asked) <= 6
+
+
+@pytest.mark.parametrize("others", [0, 1])
+async def test_an_engine_that_comes_back_is_asked_again_at_once(others: int) -> None:
+    async def good(peer: Peer, request: Received) -> None:
+        peer.send(answer(whole_answer(), JSON))
+
+    async with front(good, *[good] * others) as proxy:
+        assert (await proxy.ask(WHOLE)).status == 200
+        server = proxy.engines[0].server
+        server.listening.close()
+        for peer in server.peers:
+            peer.close()
+        await asyncio.sleep(0.02)
+        statuses = {(await proxy.ask(WHOLE)).status for _ in range(4)}
+        assert statuses == ({200} if others else {503})
+        asked = len(proxy.engines[0].asked)
+
+        async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            peer = Peer(99, reader, writer)
+            while (request := await peer.request()) is not None:
+                proxy.engines[0].asked.append(request)
+                peer.send(answer(MODELS if request.method == b"GET" else whole_answer(), JSON))
+            writer.close()
+
+        again = await asyncio.start_server(play, "127.0.0.1", server.port)
+        begin = time.monotonic()
+        while len([one for one in proxy.engines[0].asked[asked:] if one.method == b"POST"]) == 0:
+            assert time.monotonic() - begin < 3
+            assert (await proxy.ask(WHOLE)).status == 200
+            await asyncio.sleep(0.02)
+        await proxy.app.backend.aclose()
+        again.close()

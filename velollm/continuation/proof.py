@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -24,6 +25,8 @@ TOKENS = 14
 KEPT = 5
 SECONDS = 3600.0  # a backend may be started anew with another model of the same name
 AGAIN_SECONDS = 60.0
+PATIENCE_SECONDS = 60.0
+MOST_MODELS = 256
 
 
 class Proofs:
@@ -32,6 +35,7 @@ class Proofs:
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
         self._known: dict[str, tuple[float, bool]] = {}
+        self._asking: dict[str, asyncio.Task[bool]] = {}
 
     def known(self, model: str) -> bool | None:
         """What was found out; None when it has to be asked."""
@@ -39,18 +43,26 @@ class Proofs:
         return proved if self._clock() < until else None
 
     async def ask(self, backend: Backend, model: str) -> bool:
-        """Whether `backend` goes on exactly with answers of `model`."""
+        """Whether `backend` goes on exactly with answers of `model`. Those who ask at the same time share one proof."""
         found = self.known(model)
         if found is not None:
             return found
+        asking = self._asking.get(model)
+        if asking is None or asking.done() or asking.get_loop() is not asyncio.get_running_loop():
+            asking = self._asking[model] = asyncio.create_task(self._prove(backend, model))
+            asking.add_done_callback(lambda _: self._asking.pop(model, None))
+        return await asyncio.shield(asking)
+
+    async def _prove(self, backend: Backend, model: str) -> bool:
         seconds = SECONDS
         try:
-            found = await prove(backend, model)
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                found = await prove(backend, model)
         except RequestError:
             found = False
-        except VeloError:
+        except (VeloError, TimeoutError):
             found, seconds = False, AGAIN_SECONDS
-        if len(self._known) >= 256:
+        if len(self._known) >= MOST_MODELS:
             self._known.clear()
         self._known[model] = self._clock() + seconds, found
         logger.info("%s %s with interrupted answers of %s", backend.name, "goes on" if found else "cannot go on", model)
