@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from velollm.backend import Backend
 from velollm.contrib.llamacpp.embedded import EmbeddedBackend
+from velollm.contrib.llamacpp.local_model import locate
 from velollm.errors import ConfigError
+from velollm.models.gguf import read_gguf
 
 __all__ = ["open_gguf"]
 
 Engine: TypeAlias = Literal["velo", "llama-server"]
 
 
-def open_gguf(model: str, *, engine: Engine = "llama-server", in_process: bool = False, **options: Any) -> Backend:
+# Models that speak in channels (gpt-oss): llama-server tells their reasoning from their answers, our engine does not.
+CHANNELS = "<|channel|>"
+
+
+def open_gguf(model: str, *, engine: Engine | None = None, in_process: bool = False, **options: Any) -> Backend:
     """The backend of a path to a `.gguf`, an installed model's name, or `hf:org/repo:quant`.
 
-    `options` are those of `EmbeddedBackend`; `velo` knows `num_blocks` and `batch` besides. `in_process` runs `velo`
-    without a child: nothing is copied between processes, and a crash of llama.cpp ends this one. Raises `ConfigError`.
+    `engine` None takes `velo` where it serves the model as well as `llama-server`. `options` are those of
+    `EmbeddedBackend`; `velo` knows `num_blocks` and `batch` besides. `in_process` runs `velo` without a child: nothing
+    is copied between processes, and a crash of llama.cpp ends this one. Raises `ConfigError`.
     """
-    if engine not in ("velo", "llama-server"):
-        raise ConfigError(f"{engine!r} is no engine: velo or llama-server runs a GGUF file")
     own = {name: options.pop(name) for name in ("num_blocks", "batch") if options.get(name) is not None}
     options = {name: value for name, value in options.items() if name not in ("num_blocks", "batch")}
+    if engine is None:
+        engine = _fitting(model, options.get("folder"))
+    if engine not in ("velo", "llama-server"):
+        raise ConfigError(f"{engine!r} is no engine: velo or llama-server runs a GGUF file")
     if engine == "llama-server":
         if own or in_process:
             raise ConfigError(f"llama-server has no {next(iter(own), 'in_process')}: only the engine velo does")
@@ -34,3 +44,10 @@ def open_gguf(model: str, *, engine: Engine = "llama-server", in_process: bool =
     from velollm.contrib.velo.served import ServedEngine
 
     return ServedEngine(model, **options, **own)
+
+
+def _fitting(model: str, folder: Path | None) -> Engine:
+    if model.startswith("hf:"):
+        return "velo"
+    header = read_gguf(locate(model, folder))
+    return "llama-server" if CHANNELS in (header.chat_template or "") else "velo"

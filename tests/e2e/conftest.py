@@ -112,7 +112,7 @@ def ollama_url(folder: Path, default_model: Path) -> Iterator[str]:
 def embedded(folder: Path, default_model: Path) -> Iterator[Served]:
     """The default model in the embedded llama.cpp."""
     pytest.importorskip("xllamacpp", reason="the extra llamacpp is not installed")
-    with serving(folder, "llamacpp", MODEL, "--model", MODEL) as served:
+    with serving(folder, "llamacpp", MODEL, "--model", MODEL, "--engine", "llama-server") as served:
         yield served
 
 
@@ -120,7 +120,7 @@ def embedded(folder: Path, default_model: Path) -> Iterator[Served]:
 def velo(folder: Path, default_model: Path) -> Iterator[Served]:
     """The default model in our own engine."""
     pytest.importorskip("xllamacpp", reason="the extra llamacpp is not installed")
-    with serving(folder, "velo", MODEL, "--model", MODEL, "--engine", "velo") as served:
+    with serving(folder, "velo", MODEL, "--model", MODEL) as served:
         yield served
 
 

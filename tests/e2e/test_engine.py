@@ -16,6 +16,7 @@ from backend_contract import BackendContract
 from tiny_gguf import write_tiny_gguf
 
 from velollm.backend import Backend, Limits
+from velollm.contrib.llamacpp import EmbeddedBackend
 from velollm.contrib.velo import ServedEngine
 from velollm.errors import BackendError, BackendTimeout, ConfigError, ContextLengthExceeded, RequestError
 from velollm.messages import ChatAnswer, ChatRequest, Collector, EmbedRequest, Message, ResponseFormat, Tool, ToolChoice
@@ -158,3 +159,17 @@ async def test_files_that_are_no_models(tmp_path: Path, tiny: Path) -> None:
     odd = write_tiny_gguf(tmp_path / "odd.gguf", metadata={"general.architecture": "unheard-of"})
     with pytest.raises(BackendError, match="unknown model architecture"):
         await ServedEngine(str(odd)).start()
+
+
+async def test_the_same_words_as_llama_server(tiny: Path) -> None:
+    """On f32, 50 prompts, 16 at once and with prefixes in common, say what llama-server says to each alone."""
+    prose = "the quick brown fox jumps over the lazy dog and then it sleeps in the warm sun"
+    words = prose.split()
+    prefixes = ["", " ".join(words * 3), " ".join(words[::-1] * 4)]
+    asked = [ask(f"{prefixes[number % 3]} {words[number % 16]} {number}", max_tokens=32) for number in range(50)]
+    async with EmbeddedBackend(str(tiny), threads=1, kv_type="f32", parallel=1) as server:
+        expected = [(await answer(server, one)).choices[0].text for one in asked]
+    async with ServedEngine(str(tiny), threads=1, kv_type="f32", parallel=16) as backend:
+        answers = await asyncio.gather(*(answer(backend, one) for one in asked))
+        assert [got.choices[0].text for got in answers] == expected
+        assert sum(got.usage.cached_tokens or 0 for got in answers if got.usage) > 1000

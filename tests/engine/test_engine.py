@@ -173,3 +173,39 @@ def test_what_cannot_share_is_computed_again() -> None:
         assert core.blocks.num_free == 8
         assert core.scheduler.counters.preempted
         assert not core.scheduler.counters.swapped or "swapping" not in options
+
+
+def test_thousands_come_and_go_and_nothing_stays() -> None:
+    random = np.random.default_rng(7)
+    core = EngineCore(Alphabet(24), Letters(), swap_tokens=300, recompute=0, max_running=12)
+    open_jobs: list[Any] = []
+    ended = aborted = 0
+    for _ in range(1000):
+        prompt = [int(token) for token in random.integers(0, 25, int(random.integers(1, 60)))]
+        params = GREEDY if random.random() < 0.5 else SamplingParams(seed=int(random.integers(1, 99)))
+        spec = JobSpec(
+            prompt=[1, 2, 3] * 6 + prompt,
+            sampling=params,
+            n=int(random.integers(1, 4)),
+            max_tokens=int(random.integers(1, 30)),
+            priority=int(random.integers(-1, 2)),
+            stops=["xy"] if random.random() < 0.2 else (),
+        )
+        open_jobs.append(core.add(spec))
+        if random.random() < 0.3:
+            core.abort(open_jobs.pop(int(random.integers(0, len(open_jobs)))))
+            aborted += 1
+        for _ in range(40 if len(open_jobs) > 60 else 2):
+            for job, update in core.step():
+                assert not isinstance(update, VeloError)
+                if update.last:
+                    open_jobs.remove(job)
+                    ended += 1
+    while not core.idle:
+        ended += sum(update.last for _, update in core.step())
+    assert ended + aborted == 1000
+    assert not core.scheduler.running
+    assert not core.scheduler.waiting
+    assert core.scheduler.counters.preempted
+    assert core.blocks.num_free == 24
+    core.blocks.check_integrity([])

@@ -149,7 +149,9 @@ class EngineSettings:
         (), "a model to run here: an installed one, a .gguf file, or hf:org/repo:quant; repeatable",
         flag="--model", metavar="NAME|PATH",
     )  # fmt: skip
-    kind: Literal["velo", "llama-server"] = setting("llama-server", "what runs it", flag="--engine")
+    kind: Literal["velo", "llama-server"] | None = setting(
+        None, "what runs it (default: velo, where it serves the model as well)", flag="--engine"
+    )
     ctx: int | None = setting(None, "tokens of context for each conversation", metavar="TOKENS", check=positive)
     kv_type: KVType = setting("f16", "the type of its KV cache")
     threads: int | None = setting(None, "threads it computes on (default: one for each core)", check=positive)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes as c
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from velollm.errors import RequestError
 __all__ = ["Vocabulary"]
 
 LONGEST_PIECE = 1024
+# Control tokens that stand for markup which whoever reads the answer must see.
+MARKUP = re.compile(rb"tool|call|func|think|python_tag|action", re.IGNORECASE)
 
 
 class Vocabulary:
@@ -27,11 +30,11 @@ class Vocabulary:
         self.fim: tuple[int, int, int] = tuple(  # prefix, suffix, middle; -1 where the model knows none
             getattr(library, f"llama_vocab_fim_{part}")(handle) for part in ("pre", "suf", "mid")
         )
-        self._pieces = [self._piece(token, special=False) for token in range(self.size)]
         self.ends = frozenset(token for token in range(self.size) if library.llama_vocab_is_eog(handle, token))
+        self._pieces = [self._spoken(token) for token in range(self.size)]
 
     def piece(self, token: int) -> bytes:
-        """The bytes of a token; none for control tokens."""
+        """The bytes of a token; none for control tokens, except for those that mark calls and reasoning."""
         return self._pieces[token]
 
     def name(self, token: int) -> bytes:
@@ -67,6 +70,13 @@ class Vocabulary:
             if count >= 0:
                 return text.raw[:count].decode("utf-8", "replace")
             room = -count
+
+    def _spoken(self, token: int) -> bytes:
+        data = self._piece(token, special=False)
+        if data or token in self.ends:
+            return data
+        name = self._piece(token, special=True)
+        return name if MARKUP.search(name) else b""
 
     def _piece(self, token: int, *, special: bool) -> bytes:
         text = c.create_string_buffer(LONGEST_PIECE)
