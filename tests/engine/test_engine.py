@@ -150,7 +150,7 @@ async def test_closing_ends_what_runs(engine: Engine, runner: Alphabet) -> None:
     while not runner.steps:
         await asyncio.sleep(0.001)
     closing = asyncio.create_task(asyncio.to_thread(engine.close))
-    while not engine._closed:
+    while engine._open:
         await asyncio.sleep(0.001)
     runner.gate.set()
     await closing

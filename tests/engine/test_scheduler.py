@@ -87,7 +87,7 @@ def test_swapping_brings_the_state_back() -> None:
     while not any(isinstance(event, Export) for step in steps[-1:] for event in step.events):
         steps.append(run(scheduler))
     exported = next(event for event in steps[-1].events if isinstance(event, Export))
-    assert (exported.key, exported.count) == (1, len(exported.table) * 16)
+    assert (exported.key, exported.tokens) == (1, len(exported.table) * 16)
     victim = scheduler.waiting[0]
     assert victim.swapped
     scheduler.finish(scheduler.running[0])

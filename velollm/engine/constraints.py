@@ -125,7 +125,7 @@ class SchemaConstraint:
             error = library.llg_matcher_get_error(self._matcher) or b"no reason given"
             raise RequestError(f"the grammar became too costly: {error.decode('utf-8', 'replace')[:300]}")
         words = (c.c_uint32 * ((size + 31) // 32)).from_address(library.llg_matcher_get_mask(self._matcher))
-        bits = np.frombuffer(words, np.uint8)
+        bits = np.frombuffer(memoryview(words), np.uint8)
         allowed = np.unpackbits(bits, count=size, bitorder="little").view(np.bool_)
         return np.where(allowed, logits, np.float32(-np.inf))
 

@@ -62,7 +62,7 @@ class Embedder:
         found = self._library.llama_get_embeddings_seq(self._context, 0) if code == 0 else None
         if not found:
             raise BackendError(f"the engine could not embed: llama.cpp answered {code}")
-        vector = np.frombuffer((c.c_float * self._width).from_address(found), np.float32).copy()
+        vector = np.frombuffer(memoryview((c.c_float * self._width).from_address(found)), np.float32).copy()
         length = float(np.linalg.norm(vector))
         return vector / np.float32(length) if length else vector
 

@@ -43,7 +43,7 @@ class Engine:
     def __init__(self, runner: Runner, tokens: Tokens, **options: Any) -> None:
         self.core = EngineCore(runner, tokens, **options)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._closed = False
+        self._open = True
         self._thread = threading.Thread(target=self._run, name="velollm-engine", daemon=True)
         self._thread.start()
 
@@ -85,13 +85,13 @@ class Engine:
 
     def close(self) -> None:
         """End what runs with an error, and give memory back. Blocks for up to one step."""
-        if not self._closed:
-            self._closed = True
+        if self._open:
+            self._open = False
             self._inbox.put(lambda: None)
             self._thread.join()
 
     def _put(self, command: Callable[[], None]) -> None:
-        if self._closed:
+        if not self._open:
             raise BackendError("the engine is closed", status=503)
         self._inbox.put(command)
 
@@ -99,9 +99,9 @@ class Engine:
 
     def _run(self) -> None:
         core = self.core
-        while not self._closed:
+        while True:
             self._take_commands(wait=core.idle)
-            if self._closed:
+            if not self._open:
                 break
             try:
                 out = core.step()

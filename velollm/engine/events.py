@@ -25,20 +25,20 @@ class Drop(NamedTuple):
 
 
 class Copy(NamedTuple):
-    """Copy the first `count` tokens of the block `source` to the block `target`; shared cells need no copy."""
+    """Copy the first `tokens` tokens of the block `source` to the block `target`; shared cells need no copy."""
 
     source: int
     target: int
-    count: int
+    tokens: int
 
 
 class Export(NamedTuple):
-    """Copy the state of the slot (its blocks, its first `count` tokens) to the host and keep it under `key`."""
+    """Copy the state of the slot (its blocks, its first `tokens` tokens) to the host and keep it under `key`."""
 
     key: int
     slot: int
     table: tuple[int, ...]
-    count: int
+    tokens: int
 
 
 class Import(NamedTuple):

@@ -172,8 +172,8 @@ def load_library(path: str | None = None) -> Any:
     Raises `ConfigError` when it is missing, or not the build that this code was written for.
     """
     where = path or _find()
-    for name, value in WAITING.items():
-        os.environ.setdefault(name, value)
+    for variable, way in WAITING.items():
+        os.environ.setdefault(variable, way)
     try:
         library = c.CDLL(where)
         for name, (result, *arguments) in FUNCTIONS.items():
@@ -210,7 +210,7 @@ def _wrong_build(where: str, why: str) -> ConfigError:
     return ConfigError(f"{where} is not the llama.cpp that this engine is made for ({WHEEL}): {why}")
 
 
-@c.CFUNCTYPE(None, c.c_int, c.c_char_p, c.c_void_p)
+@c.CFUNCTYPE(None, c.c_int, c.c_char_p, c.c_void_p)  # type: ignore[untyped-decorator]
 def _log(level: int, text: bytes, _: Any) -> None:
     """llama.cpp's own log: its errors are shown, the rest for whoever looks closely."""
     words = text.decode("utf-8", "replace").strip()

@@ -142,7 +142,7 @@ class LlamaCppRunner:
             return np.empty((0, self.limits.vocabulary), np.float32)
         count = rows * self.limits.vocabulary
         logits = (c.c_float * count).from_address(self._library.llama_get_logits(self._context))
-        return np.frombuffer(logits, np.float32).reshape(rows, self.limits.vocabulary)
+        return np.frombuffer(memoryview(logits), np.float32).reshape(rows, self.limits.vocabulary)
 
     def close(self) -> None:
         """Free the context, and the model where it was loaded here. May be called again."""

@@ -136,7 +136,8 @@ class NumpyRunner:
 def _rotations(context: int, width: int, base: float) -> npt.NDArray[np.complex64]:
     """[context, width / 2] unit complex numbers that turn neighbouring pairs (llama's own RoPE)."""
     frequencies = base ** (-np.arange(0, width, 2) / width)
-    return np.exp(1j * np.outer(np.arange(context), frequencies)).astype(np.complex64)
+    turned: npt.NDArray[np.complex64] = np.exp(1j * np.outer(np.arange(context), frequencies)).astype(np.complex64)
+    return turned
 
 
 def _rotated(x: Floats, rotation: npt.NDArray[np.complex64]) -> Floats:
