@@ -43,38 +43,45 @@ class TruncationLayer(Layer):
     async def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         """Generate, with an eye on how much of the prompt was read."""
         rough = rough_tokens(request)
+        exact = None
         if rough >= LARGE or "num_ctx" in request.options:
-            await self._check(request, rough)
+            exact = await self._count(request, rough)
         async with aclosing(self.inner.chat(request)) as events:
             async for event in events:
                 if event.usage is not None:
-                    await self._look_back(request, rough, event.usage.prompt_tokens)
+                    await self._look_back(request, rough, exact, event.usage.prompt_tokens)
                 yield event
 
-    async def _check(self, request: ChatRequest, rough: float) -> None:
-        """Count a long prompt before it is sent, where that costs little."""
+    async def _count(self, request: ChatRequest, rough: float) -> int | None:
+        """The tokens of a prompt that may not fit, where they can be counted at little cost.
+
+        Raises `ContextLengthExceeded` when they do not fit and that is to be an error.
+        """
         if not self.inner.capabilities.tokenize:
-            return
+            return None
         context = await self._context(request)
         if context is None or self._estimates.tokens(request.model, rough) < WORTH_COUNTING * context:
-            return
+            return None
         try:
             tokens = await self.inner.count_tokens(request)
         except VeloError:
-            return  # it says itself what is wrong, or cannot count
+            return None  # it says itself what is wrong, or cannot count
         self._estimates.learn(request.model, rough, tokens)
-        if tokens >= context:
+        if tokens >= context and self.mode == "error":
             self._tell(request, tokens, context)
+        return tokens
 
-    async def _look_back(self, request: ChatRequest, rough: float, counted: int) -> None:
-        expected = self._estimates.tokens(request.model, rough)
-        if counted >= expected or counted <= 0 or HEADER in request.context.headers:
-            self._estimates.learn(request.model, rough, counted)
+    async def _look_back(self, request: ChatRequest, rough: float, exact: int | None, counted: int) -> None:
+        """Compare what the engine counted with what the prompt should have come to."""
+        expected = self._estimates.tokens(request.model, rough) if exact is None else float(exact)
+        if counted <= 0:
             return
-        context = await self._context(request) if expected >= LARGE or "num_ctx" in request.options else None
+        context = None
+        if counted < expected and (expected >= LARGE or "num_ctx" in request.options):
+            context = await self._context(request)
         if context is not None and was_cut(counted, expected, context):
             self._tell(request, round(expected), context)
-        elif context is None or expected < WORTH_COUNTING * context:
+        elif exact is None and (counted >= expected or context is None or expected < WORTH_COUNTING * context):
             self._estimates.learn(request.model, rough, counted)
 
     def _tell(self, request: ChatRequest, tokens: int, context: int) -> None:
