@@ -13,7 +13,7 @@ import attrs
 from velollm.continuation import Clear, Token, align, ids_of_piece
 from velollm.messages import ChatRequest
 
-__all__ = ["Tokens", "rest_of", "said_tokens"]
+__all__ = ["Tokens", "likely_tokens", "rest_of", "said_tokens"]
 
 MOST_QUESTIONS = 512  # pieces that are tokenised one by one
 FIRST = "\n"  # stands before a text whose tokenizer would put a space there
@@ -29,27 +29,38 @@ class Tokens:
     pieces: int
 
 
-async def said_tokens(pieces: Sequence[str], tokenize: Tokenizer) -> Tokens:
-    """The token ids that `pieces` came from, as far as they can be known."""
+async def said_tokens(pieces: Sequence[str], tokenize: Tokenizer, stops: Sequence[str] = ()) -> Tokens:
+    """The token ids that `pieces` came from, as far as they can be known for certain.
+
+    What begins like one of `stops` is held back by the engine, so that a piece may be several tokens.
+    """
+    held = frozenset(stop[0] for stop in stops if len(stop) > 1)
     ids: list[int] = []
     known: dict[str, list[int] | None] = {}
     done = 0
     for part in align(pieces, await _tokens("".join(pieces), tokenize)):
-        if isinstance(part, Clear):
-            ids += part.ids
-            done += 1
-            continue
-        for piece in part.pieces:
-            if piece not in known:
+        for piece in pieces[done : done + (1 if isinstance(part, Clear) else len(part.pieces))]:
+            if not held.isdisjoint(piece[:-1]):
+                return Tokens(ids, done)
+            found = part.ids if isinstance(part, Clear) else known.get(piece)
+            if found is None and piece not in known:
                 if len(known) >= MOST_QUESTIONS:
                     return Tokens(ids, done)
-                known[piece] = ids_of_piece(piece, await _tokens(piece, tokenize))
-            found = known[piece]
+                found = known[piece] = ids_of_piece(piece, await _tokens(piece, tokenize))
             if found is None:
                 return Tokens(ids, done)
             ids += found
             done += 1
     return Tokens(ids, done)
+
+
+async def likely_tokens(pieces: Sequence[str], known: Tokens, tokenize: Tokenizer) -> Tokens:
+    """All tokens: those that are `known`, and for the rest those that the tokenizer makes of the text.
+
+    Where answers are drawn, that is as good: nobody can say how the rest would have been.
+    """
+    rest = await _tokens("".join(pieces[known.pieces :]), tokenize)
+    return Tokens([*known.ids, *(number for number, _ in rest)], len(pieces))
 
 
 async def _tokens(text: str, tokenize: Tokenizer) -> list[Token]:

@@ -16,10 +16,10 @@ import httpx
 
 from velollm.api.openai.upstream import encode_chat, wire_of
 from velollm.backend import Capabilities, Limits
-from velollm.continuation import Kept, Said, Token, check_resumable, ended, rest
+from velollm.continuation import Kept, Said, Token, check_resumable, ended, is_greedy, rest
 from velollm.contrib.forced import as_calls, forced_call
 from velollm.contrib.llamacpp.properties import ServerProperties, read_model, read_properties
-from velollm.contrib.llamacpp.resumed import rest_of, said_tokens
+from velollm.contrib.llamacpp.resumed import likely_tokens, rest_of, said_tokens
 from velollm.contrib.openai import OpenAIBackend
 from velollm.contrib.toolless import has_tool_turns, tell_tools
 from velollm.errors import (
@@ -99,7 +99,13 @@ class LlamaServerBackend(OpenAIBackend):
         """Go on with an answer, by the token ids of prompt and answer."""
         check_resumable(request, said)
         prompt = await self._prompt(request)
-        known = await said_tokens(said.pieces, lambda text: self._pieces(request.model, text))
+
+        async def pieces_of(text: str) -> list[Token]:
+            return await self._pieces(request.model, text)
+
+        known = await said_tokens(said.pieces, pieces_of, request.stop)
+        if known.pieces < len(said.pieces) and not is_greedy(request):
+            known = await likely_tokens(said.pieces, known, pieces_of)
         kept = Kept(pieces=known.pieces, tokens=len(known.ids), prompt=len(prompt))
         asked = rest_of(request, prompt, known)
         if asked.max_tokens is not None and asked.max_tokens <= 0:

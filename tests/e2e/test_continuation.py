@@ -127,8 +127,6 @@ async def test_prompts_are_gone_on_with_too(engine: EmbeddedBackend, changes: di
 
 
 async def test_what_is_drawn_goes_on_as_well(engine: EmbeddedBackend) -> None:
-    if engine.model == "tiny":
-        pytest.skip("its tokenizer does not find its own tokens in a text")
     found = await interrupted(engine, ask(QUESTIONS[0], temperature=0.8), 6)
     assert found.complete
     assert found.usage is not None
