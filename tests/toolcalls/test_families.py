@@ -51,30 +51,34 @@ def streamed(text: str, tools: list[Any], seed: int, finish_reason: str | None =
 
 def check(text: str, calls: Calls, content: str | None = None) -> None:
     result = fix(text, TOOLS)
-    assert [(call.name, call.arguments) for call in result.calls] == list(calls), result.errors
-    assert result.content == content
+    assert [(call.name, call.arguments) for call in result.calls] == list(calls), (text, result.errors)
+    assert result.content == content, text
     for seed in range(2):
         got, said = streamed(text, TOOLS, seed)
         assert got == [(call.name, call.arguments_json) for call in result.calls]
         assert said.strip() == (content or "")
 
 
+HARMONY = {"gpt_oss", "gpt_oss_recipient_first"}
+
+
 @pytest.mark.parametrize("shape", CALLS)
-@pytest.mark.parametrize("family", FORMATS)
-def test_a_clean_call_is_read_as_it_was_meant(family: str, shape: str) -> None:
+def test_a_clean_call_is_read_as_it_was_meant(shape: str) -> None:
     calls = CALLS[shape]
-    check(FORMATS[family](calls), calls, "\n".join(["Thought: I need it."] * len(calls)) if family == "react" else None)
+    for family, write in FORMATS.items():
+        said = "\n".join(["Thought: I need it."] * len(calls)) if family == "react" else None
+        check(write(calls), calls, said)
 
 
-@pytest.mark.parametrize("family", sorted(FORMATS.keys() - NO_ESCAPES - {"react"}))
-def test_quotes_and_backslashes_survive(family: str) -> None:
-    check(FORMATS[family](QUOTED["quotes"]), QUOTED["quotes"])
+def test_quotes_and_backslashes_survive() -> None:
+    for family in FORMATS.keys() - NO_ESCAPES - {"react"}:
+        check(FORMATS[family](QUOTED["quotes"]), QUOTED["quotes"])
 
 
-@pytest.mark.parametrize("family", sorted(FORMATS.keys() - {"gpt_oss", "gpt_oss_recipient_first", "react"}))
-def test_reasoning_before_a_call_is_not_content(family: str) -> None:
+def test_reasoning_before_a_call_is_not_content() -> None:
     calls = CALLS["parallel"]
-    check(f"<think>\nThe sensor at Brest, then Ayr.\n</think>\n\n{FORMATS[family](calls)}", calls)
+    for family in FORMATS.keys() - HARMONY - {"react"}:
+        check(f"<think>\nThe sensor at Brest, then Ayr.\n</think>\n\n{FORMATS[family](calls)}", calls)
 
 
 def test_harmony_keeps_its_analysis_out_of_the_content() -> None:
@@ -82,26 +86,26 @@ def test_harmony_keeps_its_analysis_out_of_the_content() -> None:
     check(f"<|channel|>analysis<|message|>Need the sensor.<|end|><|start|>assistant{FORMATS['gpt_oss'](calls)}", calls)
 
 
-@pytest.mark.parametrize("family", sorted(FORMATS.keys() - {"gpt_oss", "gpt_oss_recipient_first", "react"}))
-def test_prose_that_announces_a_call_stays_content(family: str) -> None:
+def test_prose_that_announces_a_call_stays_content() -> None:
     calls = CALLS["single"]
-    check(f"Let me check the sensor.\n\n{FORMATS[family](calls)}", calls, "Let me check the sensor.")
+    for family in FORMATS.keys() - HARMONY - {"react"}:
+        check(f"Let me check the sensor.\n\n{FORMATS[family](calls)}", calls, "Let me check the sensor.")
 
 
-@pytest.mark.parametrize("family", sorted(FORMATS))
-def test_without_tools_the_text_stays_whole(family: str) -> None:
-    text = FORMATS[family](CALLS["parallel"])
-    result = fix(text, [])
-    assert result.calls == []
-    assert result.content == text
+def test_without_tools_the_text_stays_whole() -> None:
+    for write in FORMATS.values():
+        text = write(CALLS["parallel"])
+        result = fix(text, [])
+        assert result.calls == []
+        assert result.content == text
 
 
-@pytest.mark.parametrize("family", sorted(FORMATS))
-def test_unknown_tools_are_never_called(family: str) -> None:
-    text = FORMATS[family]([("launch_rocket", {"station": "N-7"})])
-    result = fix(text, TOOLS)
-    assert result.calls == []
-    assert result.content == text
+def test_unknown_tools_are_never_called() -> None:
+    for write in FORMATS.values():
+        text = write([("launch_rocket", {"station": "N-7"})])
+        result = fix(text, TOOLS)
+        assert result.calls == []
+        assert result.content == text
 
 
 def test_text_between_tags_may_hold_markup() -> None:

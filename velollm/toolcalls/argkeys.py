@@ -24,6 +24,8 @@ _VALUE_END = re.compile(
 _AFTER_VALUE = re.compile(
     r"\s*(?:$|<(?:\w+[_:])??arg_key>|</(?:\w+[_:])??tool_calls?\b|<[|｜]|<(?:\w+[_:])??tool_call>|</?\w+>)"
 )
+_VALUE_CLOSE = re.compile(r"</(?:\w+[_:])??arg_value>")
+_CALL_OPEN = re.compile(r"<(?:\w+[_:])??tool_call>")
 _CALL_CLOSE = re.compile(r"</(?:\w+[_:])??tool_call\b|<[|｜][^|｜<>\n]{1,60}end[|｜]>")
 _SPACE = re.compile(r"\s*")
 
@@ -59,14 +61,13 @@ def read_pairs(source: Source, pos: int, call: WrittenCall) -> int:
         if start is None:
             call.repairs.add("damaged_tag")
         begin = start.end() if start else key_end.end()
-        value, pos = _read_value(text, begin, limit, call, lost=start is None)
+        value, pos = _read_value(source, begin, call, lost=start is None)
         made[key] = Raw(value.strip("\n") if start is None else value)
 
 
-def _read_value(text: str, begin: int, limit: int, call: WrittenCall, *, lost: bool) -> tuple[str, int]:
+def _read_value(source: Source, begin: int, call: WrittenCall, *, lost: bool) -> tuple[str, int]:
     at = begin
-    close = _find(text, "</arg_value>", begin, limit)
-    opener = _find(text, "<tool_call>", begin, limit)
+    text, limit = source.text, source.limit
     while True:
         match = _VALUE_END.search(text, at, limit)
         if match is None:
@@ -79,13 +80,8 @@ def _read_value(text: str, begin: int, limit: int, call: WrittenCall, *, lost: b
         value = text[begin : match.start()]
         if lost and not value.strip():
             raise Unreadable("a key without a value", begin)
-        close = close if close >= at else _find(text, "</arg_value>", at, limit)
-        opener = opener if opener >= at else _find(text, "<tool_call>", at, limit)
+        close = source.next(_VALUE_CLOSE, at)
+        opener = source.next(_CALL_OPEN, at)
         if match["next"] or close > opener or close == limit:
             call.repairs.add("missing_tag")
             return value.rstrip("\n"), match.start()
-
-
-def _find(text: str, what: str, at: int, limit: int) -> int:
-    found = text.find(what, at, limit)
-    return found if found >= 0 else limit

@@ -14,7 +14,7 @@ from typing import Any
 
 from attrs import define, field
 
-from velollm.toolcalls.strings import DRIVE, OPENERS, read_string
+from velollm.toolcalls.strings import BARE_PATH, OPENERS, read_string
 from velollm.toolcalls.values import Bare, Lexeme, Unreadable, to_number
 
 __all__ = ["MAX_DEPTH", "Reading", "read_json", "read_lenient", "read_strict"]
@@ -32,7 +32,6 @@ _COLON = re.compile(r"[\"']?\s*(?:[:：]|=>?)")
 _BEHIND = re.compile(r"```|\[/?[A-Z][A-Z_]{2,}\]")
 _LITERALS = {"true": True, "false": False, "null": None, "none": None, "undefined": None, "nil": None}
 _NOT_FINITE = {"nan", "infinity", "-infinity", "+infinity", "inf", "-inf", "-nan"}
-_DRIVE = re.compile(rf"[\"']{DRIVE}")
 _LONE_SURROGATE = re.compile(
     r"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F]"
 )
@@ -122,7 +121,7 @@ def read_strict(text: str, pos: int, limit: int) -> Reading:
         raise Unreadable("no strict JSON", pos)
     if text.find("\\", pos, end) >= 0:
         span = text[pos:end]
-        if _DRIVE.search(span) or _LONE_SURROGATE.search(span):
+        if BARE_PATH.search(span) or _LONE_SURROGATE.search(span):
             raise Unreadable("an escape that means itself", pos)
     return Reading(value, end)
 

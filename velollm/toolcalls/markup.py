@@ -25,7 +25,7 @@ CALL_OPEN = re.compile(
     r"(?P<q>[\"']?)(?P<name>[^\"'>\n{}<]{1,200})[\"']?(?P<rest>[^>\n<{]{0,80})(?:>|(?=[\n{<]))"
 )
 _PARAM = re.compile(
-    rf"<{_NS}(?:parameter|param|argument|arg)(?P<style>[ \t]*=[ \t]*|[\sĠ]*(?:name|key)[ \t]*=[ \t]*)"
+    rf"<{_NS}(?P<tag>parameter|param|argument|arg)(?P<style>[ \t]*=[ \t]*|[\sĠ]*(?:name|key)[ \t]*=[ \t]*)"
     r"[\"']?(?P<name>[^\"'>\n<=]{1,200}?)[\"']?(?P<rest>[ \t]+[\w-]+[ \t]*=[^>\n]{0,80})?[ \t]*"
     r"(?P<empty>/?)(?:>|(?=\n))"
 )
@@ -154,7 +154,10 @@ class _Body:
             self.call.repairs.add("damaged_tag")
         value = self._value(param.end(), name)
         style = param["style"].strip()
-        self._store(name, _trimmed(value, qwen=style == "="), param["rest"] or "")
+        verbatim = param["tag"] == "param" or _TYPED.search(param["rest"] or "")  # MiniCPM and DeepSeek
+        if style == "=" or not verbatim:
+            value = _trimmed(value, qwen=style == "=")
+        self._store(name, value, param["rest"] or "")
 
     def _store(self, name: str, value: str, rest: str) -> None:
         typed = _TYPED.search(rest)

@@ -6,7 +6,7 @@ import re
 
 from velollm.toolcalls.values import Unreadable
 
-__all__ = ["DRIVE", "OPENERS", "decode_escapes", "read_string"]
+__all__ = ["BARE_PATH", "OPENERS", "decode_escapes", "read_string"]
 
 OPENERS = {
     '"': '"',
@@ -49,10 +49,12 @@ _MARKUP = re.compile(r"</?[\w:]*(?:tool|func|arg|invoke|param|s>|end_of)|<[/]?[|
 _ESCAPE = re.compile(r"\\(u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|.)", re.DOTALL)
 _PYTHON_ESCAPE = re.compile(r"\\(?:\\|(x[0-9a-fA-F]{2}|U[0-9a-fA-F]{8}))")
 _SIMPLE = {'"': '"', "\\": "\\", "/": "/", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "'": "'"}
-DRIVE = r"[A-Za-z]:\\(?![\\\"'/]|u[0-9a-fA-F]{4})"
-"""How a path on Windows begins whose backslashes nobody escaped."""
+_PATH = r"[C-Zc-z]:\\(?![\\\"'/\s]|u[0-9a-fA-F]{4})[^/:*?\"<>|\n]*"
+BARE_PATH = re.compile(rf"[\"']{_PATH}[\"']")
+"""A string that is a path on Windows whose backslashes nobody escaped: nothing in it that a path cannot hold."""
 
-_DRIVE = re.compile(DRIVE)
+_DRIVE = re.compile(rf"{_PATH}(?=\")|{_PATH}(?=')")
+_WHOLE_PATH = re.compile(_PATH)
 
 
 def _python_escape(match: re.Match[str]) -> str:
@@ -66,7 +68,7 @@ def decode_escapes(raw: str, *, python: bool = False) -> str:
     """Rule 11: an invalid escape keeps its backslash, and then `\\b`, `\\f` are literal; drive paths are too."""
     if "\\" not in raw:
         return raw
-    if _DRIVE.match(raw):
+    if _WHOLE_PATH.fullmatch(raw):
         return raw.replace("\\\\", "\\").replace('\\"', '"')
     if python:
         raw = _PYTHON_ESCAPE.sub(_python_escape, raw)
