@@ -153,6 +153,8 @@ def test_every_machine_can_be_examined(name: str) -> None:
 @pytest.mark.parametrize(
     ("facts", "name"),
     [
+        ({"machine": sound(engines=(engine(kind="openai", models=()),)), "listeners": {11434: {"0.0.0.0"}}},
+         "exposed-without-keys"),
         ({"machine": here("nvidia_desktop"), "scaling_driver": "intel_pstate"}, "governor-powersave"),
         ({"machine": sound(), "listeners": {11434: {"127.0.0.1"}}}, "exposed-without-keys"),
         ({"machine": sound(engines=(engine(version="0.0.0"),))}, "old-version"),

@@ -110,7 +110,8 @@ def test_every_machine_and_model(name: str, model: str | None, shapes: dict[str,
     here, shape = machine(name), shapes.get(model or "")
     for version in ("", "0.1.34", "0.17.4", "0.32.15"):
         tuning = tune_ollama(here, shape, Workload(clients=8), version=version)
-        assert set(tuning.values) <= {*known_variables(version), "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}
+        others = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "LLAMA_ARG_THREADS"}
+        assert set(tuning.values) <= {*known_variables(version), *others}
         assert all(setting.why for setting in tuning.settings)
         assert 1 <= int(tuning.values["OLLAMA_NUM_PARALLEL"]) <= 8
     server = tune_llama_server(here, shape, Workload(clients=8), help_text=LLAMA_HELP)
@@ -147,7 +148,10 @@ def test_a_tight_one_quantises_before_it_gives_up_slots(shapes: dict[str, Shape]
 def test_containers_and_crowds(shapes: dict[str, Shape]) -> None:
     tuning = tune_ollama(machine("container_limits"), shapes["llama-3.2-1b"], Workload(), version="0.30.0")
     assert tuning.values["OMP_WAIT_POLICY"] == "passive"
-    assert any("num_thread 2" in note for note in tuning.notes)
+    assert tuning.values["LLAMA_ARG_THREADS"] == "2"
+    former = tune_ollama(machine("container_limits"), shapes["llama-3.2-1b"], Workload(), version="0.17.4")
+    assert any("num_thread 2" in note for note in former.notes)
+    assert "LLAMA_ARG_THREADS" not in former.values
     server = tune_llama_server(machine("container_limits"), shapes["llama-3.2-1b"], Workload(), help_text=LLAMA_HELP)
     assert server.values["--threads"] == "2"
     assert "that the container may use, of 64" in next(one.why for one in server.settings if one.name == "--threads")

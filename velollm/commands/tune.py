@@ -28,9 +28,12 @@ from velollm.tuning.rendering import FORMATS, render
 from velollm.tuning.searching import Values, candidates, knobs, search
 from velollm.tuning.trials import EmbeddedTrial, LlamaServerTrial, OllamaTrial, Trial
 from velollm.tuning.tuner import engine_binary, engine_help, find_model
+from velollm.tuning.variables import VARIABLES
 from velollm.tuning.verifying import Verdict, verify
 
 __all__ = ["configure", "run"]
+
+COMPARED = VARIABLES.keys() - {"OLLAMA_HOST", "OLLAMA_MODELS", "OLLAMA_DEBUG"}
 
 EXAMPLES = """\
 examples:
@@ -96,7 +99,13 @@ class _Job:
         self.machine = machine
         self.target: Target = args.target
         self.tuning = tune(
-            self.target, model=args.model, clients=args.clients, context=args.context, machine=machine, host=host
+            self.target,
+            model=args.model,
+            clients=args.clients,
+            context=args.context,
+            machine=machine,
+            host=host,
+            binary=args.binary,
         )
         self.load = Load(clients=args.clients, tokens=args.tokens)
         self.verdict: Verdict | None = None
@@ -127,7 +136,7 @@ class _Job:
         return render(self.tuning, form, variables={name: value for name, value in variables.items() if value})
 
     def _help(self) -> str:
-        return engine_help(self.target, self.host, self.machine)
+        return engine_help(self.target, self.host, self.machine, self.args.binary)
 
     def _print(self, applied: dict[str, Any] | None) -> None:
         if self.args.json:
@@ -151,10 +160,13 @@ class _Job:
     # ---- trials ----
 
     def _defaults(self) -> dict[str, str]:
+        """What it does now: the running service's own settings where they are known, else the engine's defaults."""
         if self.target == "ollama":
-            return dict(DEFAULTS)
+            running = next((one for one in self.machine.engines if one.kind == "ollama"), None)
+            known = running.settings if running is not None else {}
+            return {**DEFAULTS, **{name: value for name, value in known.items() if name in COMPARED}}
         if self.target == "velo":
-            return {"slots": "1"}
+            return {}
         context = int(self.tuning.values.get("--ctx-size", "4096")) // int(self.tuning.values.get("--parallel", "1"))
         return {"--parallel": "1", "--ctx-size": str(context)}
 

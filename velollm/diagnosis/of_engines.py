@@ -184,7 +184,8 @@ def exposed(facts: Facts) -> Iterator[Finding]:
         keyed = any(
             one.kind == engine.kind and any("--api-key" in word for word in one.command) for one in facts.processes
         )
-        if wide and not (engine.kind != "ollama" and keyed):
+        open_to_all = engine.kind in ("ollama", "llamacpp") or engine.models  # others tell nothing without their key
+        if wide and open_to_all and not (engine.kind != "ollama" and keyed):
             yield Finding(
                 "exposed-without-keys",
                 "error",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from types import MappingProxyType
 
 from velollm.hardware.machine import Machine
@@ -36,7 +37,7 @@ def tune_ollama(
         *_cache(machine, capacity),
         *_lifetime(machine),
         *_several_gpus(machine, capacity),
-        *(_waiting(machine) if "OLLAMA_GO_TEMPLATE" in known else ()),
+        *([*_threads(machine), *_waiting(machine)] if _runs_llama_server(known) else ()),
     ]
     settings = tuple(one for one in wanted if one.name in known or not one.name.startswith("OLLAMA_"))
     left_out = [one.name for one in wanted if one not in settings]
@@ -47,7 +48,7 @@ def tune_ollama(
         notes.append("the memory is short for this model: a smaller one, or a stronger quantisation, would breathe")
     if shape is None:
         notes.append("no model is named or installed: say --model to have the memory computed")
-    notes += _unlimited_threads(machine)
+    notes += [] if _runs_llama_server(known) else _unlimited_threads(machine)
     return Tuning(target="ollama", settings=settings, notes=tuple(notes), model=model, version=version)
 
 
@@ -132,11 +133,28 @@ def _several_gpus(machine: Machine, capacity: Capacity) -> list[Setting]:
     ]
 
 
-def _waiting(machine: Machine) -> list[Setting]:
-    """How threads wait for each other, where others compute on the same cores.
+def _runs_llama_server(known: Collection[str]) -> bool:
+    """Since 0.30 Ollama's models run in a llama-server, which inherits its variables, and uses OpenMP."""
+    return "OLLAMA_GO_TEMPLATE" in known
 
-    Only since 0.30, when Ollama began to run llama-server, which uses OpenMP; its former runner did not.
-    """
+
+def _threads(machine: Machine) -> list[Setting]:
+    cpu = machine.cpu
+    if machine.accelerated or cpu.usable_cores >= cpu.physical or (cpu.quota is None and cpu.affinity is None):
+        return []
+    return [
+        Setting(
+            name="LLAMA_ARG_THREADS",
+            value=str(cpu.usable_cores),
+            why=f"the llama-server below would start {cpu.physical} threads, one a core; the container may use "
+            f"{cpu.usable_cores}",
+            effect="threads without a core hold up all the others",
+        )
+    ]
+
+
+def _waiting(machine: Machine) -> list[Setting]:
+    """How threads wait for each other, where others compute on the same cores."""
     cpu = machine.cpu
     crowded = cpu.load is not None and cpu.load > 0.5 * cpu.physical
     if machine.accelerated or not (crowded or cpu.quota is not None):

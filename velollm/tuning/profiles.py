@@ -40,7 +40,7 @@ WORDS = re.compile(r"[\w .()+/@-]{0,80}")
 # Nothing that names a file, an address or a person may travel in a profile.
 OLLAMA = frozenset(VARIABLES) - {"OLLAMA_HOST", "OLLAMA_MODELS", "OLLAMA_ORIGINS", "OLLAMA_REMOTES", "OLLAMA_EDITOR",
                                  "OLLAMA_AUTH", "OLLAMA_DEBUG_LOG_REQUESTS"}  # fmt: skip
-WAITING = frozenset({"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"})
+WAITING = frozenset({"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "LLAMA_ARG_THREADS"})
 FLAGS = frozenset({
     "--parallel", "--ctx-size", "--flash-attn", "--cache-type-k", "--cache-type-v", "--threads", "--threads-batch",
     "--batch-size", "--ubatch-size", "--cache-ram", "--metrics", "--n-gpu-layers",

@@ -141,7 +141,8 @@ class OllamaTrial(Trial):
             if not key.startswith(("OLLAMA_", "LLAMA_ARG_", "OMP_", "GOMP_"))
             or key in ("OLLAMA_MODELS", "OLLAMA_LLM_LIBRARY")
         }
-        return [self._binary, "serve"], {**kept, **self._variables, "OLLAMA_HOST": f"127.0.0.1:{port}"}
+        own = {"OLLAMA_HOST": f"127.0.0.1:{port}", "OLLAMA_NOPRUNE": "1"}  # the store is the real server's
+        return [self._binary, "serve"], {**kept, **self._variables, **own}
 
 
 class LlamaServerTrial(Trial):

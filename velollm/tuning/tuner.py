@@ -30,12 +30,14 @@ def tune(
     context: int | None = None,
     machine: Machine | None = None,
     host: Host | None = None,
+    binary: str | None = None,
 ) -> Tuning:
     """The settings for `target` (`ollama`, `llama-server` or `velo`) on this machine.
 
     `model` is an installed model or a GGUF file (default: the one that is loaded, else the largest installed);
     `clients` are asking at once, each with conversations of `context` tokens (default: what suits). Only what this
-    version of the engine knows is named. Raises `ConfigError` for a model that is not there or not readable.
+    version of the engine knows is named; `binary` is its program, where it is not on the PATH. Raises `ConfigError` for
+    a model that is not there or not readable.
     """
     if target not in TARGETS:
         raise ConfigError(f"{target!r} cannot be tuned: {', '.join(TARGETS)} can")
@@ -49,7 +51,7 @@ def tune(
     if target == "velo":
         return tune_velo(machine, shape, workload, model=name)
     engine = _engine(machine, target)
-    help_text = engine_help(target, host, machine)
+    help_text = engine_help(target, host, machine, binary)
     if target == "llama-server":
         return tune_llama_server(machine, shape, workload, help_text=help_text, model=name)
     version = engine.version if engine is not None else ""
@@ -81,9 +83,9 @@ def engine_binary(target: Target, host: Host, machine: Machine) -> str | None:
     return host.which(target)
 
 
-def engine_help(target: Target, host: Host, machine: Machine) -> str:
-    """What the engine says of its own settings; empty when its program is not at hand."""
-    binary = engine_binary(target, host, machine)
+def engine_help(target: Target, host: Host, machine: Machine, binary: str | None = None) -> str:
+    """What the engine (the program `binary`, if named) says of its own settings; empty when it is not at hand."""
+    binary = binary or engine_binary(target, host, machine)
     if binary is None:
         return ""
     words = ("serve", "--help") if target == "ollama" else ("--help",)
