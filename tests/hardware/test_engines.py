@@ -22,10 +22,6 @@ MACHINE = r"""
 /usr/local/bin/ollama\0serve\0
 === file /proc/977/environ
 HOME=/usr/share/ollama\0OLLAMA_NUM_PARALLEL=4\0OLLAMA_HOST=0.0.0.0:11500\0OLLAMA_API_KEY=secret\0PATH=/bin\0
-=== file /proc/977/status
-Name:	ollama
-PPid:	1
-Threads:	14
 === link /proc/977/exe /usr/local/bin/ollama
 === file /proc/1200/cmdline
 /usr/local/bin/ollama\0runner\0--model\0/blobs/sha256-1\0--port\034001\0
@@ -57,7 +53,7 @@ def test_processes() -> None:
         "OLLAMA_HOST": "0.0.0.0:11500",
         "OLLAMA_API_KEY": "secret",
     }
-    assert (found[977].threads, found[977].parent, found[977].child) == (14, 1, False)
+    assert (found[977].child, found[977].binary) == (False, "/usr/local/bin/ollama")
     assert found[1200].child
     assert found[2000].environ is None
     assert found[3000].kind == "vllm"

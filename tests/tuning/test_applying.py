@@ -149,6 +149,17 @@ def test_what_was_there_comes_back(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) in (["x.conf", "state"], ["state", "x.conf"])
 
 
+def test_one_place_at_a_time(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    apply(ollama(), place(tmp_path / "x.conf"), "ours\n", state)
+    with pytest.raises(ConfigError, match=r"is tuned already, in .*x\.conf"):
+        apply(ollama(), place(tmp_path / "y.conf"), "ours\n", state)
+    assert not (tmp_path / "y.conf").exists()
+    (tmp_path / "x.conf").unlink()  # whoever deletes it has undone it
+    apply(ollama(), place(tmp_path / "y.conf"), "ours\n", state)
+    assert undo("ollama", state).path == tmp_path / "y.conf"
+
+
 def test_what_was_edited_since_is_not_thrown_away(tmp_path: Path) -> None:
     state, path = tmp_path / "state", tmp_path / "x.conf"
     apply(ollama(), place(path), "ours\n", state)

@@ -15,7 +15,7 @@ from velollm.hardware import Machine, read_machine
 from velollm.hardware.gguf import SPARE, gpu_room, memory_needed
 from velollm.hardware.shape import Shape, read_shape
 from velollm.models.gguf import read_gguf
-from velollm.tuning.llama_server import environment, parse_flags, tune_llama_server
+from velollm.tuning.llama_server import parse_flags, tune_llama_server
 from velollm.tuning.ollama import tune_ollama
 from velollm.tuning.tuner import find_model, tune
 from velollm.tuning.values import Tuning, Workload
@@ -169,11 +169,6 @@ def test_old_versions_are_told_less(shapes: dict[str, Shape]) -> None:
     tuning = tune_ollama(machine("nvidia_desktop"), shapes["llama-3.1-8b"], Workload(), version="0.5.0")
     assert "OLLAMA_CONTEXT_LENGTH" not in tuning.values
     assert any("OLLAMA_CONTEXT_LENGTH" in note for note in tuning.notes)
-
-
-def test_flags_as_variables(shapes: dict[str, Shape]) -> None:
-    tuning = tune_llama_server(machine("nvidia_desktop"), shapes["llama-3.2-1b"], Workload(), help_text=LLAMA_HELP)
-    assert environment(tuning, parse_flags(LLAMA_HELP))["LLAMA_ARG_ENDPOINT_METRICS"] == "1"
 
 
 def test_changed_values_say_why() -> None:

@@ -18,10 +18,12 @@ from velollm.models.gguf import GGUF
 
 __all__ = [
     "KV_BYTES",
+    "SPARE",
     "Fit",
     "Need",
     "cache_bytes",
     "fits",
+    "gpu_room",
     "kv_bytes_per_token",
     "largest_context",
     "memory_needed",

@@ -170,11 +170,6 @@ class Machine:
     seconds: float = 0.0
 
     @property
-    def gpu_memory(self) -> int:
-        """Bytes free on dedicated GPUs, or usable on a unified one."""
-        return sum(gpu.usable for gpu in self.gpus)
-
-    @property
     def accelerated(self) -> bool:
         """Whether a GPU is there that engines compute on: dedicated memory, or Apple's."""
         return any(gpu.usable and (not gpu.unified or gpu.vendor == "apple") for gpu in self.gpus)

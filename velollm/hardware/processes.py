@@ -29,8 +29,6 @@ class Process:
     kind: str
     command: tuple[str, ...]
     environ: Mapping[str, str] | None = None
-    threads: int = 0
-    parent: int = 0
     binary: str = ""
 
     @property
@@ -60,17 +58,12 @@ def _from_proc(host: Host) -> list[Process]:
         if kind is None:
             continue
         variables = host.read(f"/proc/{name}/environ")
-        status = dict(
-            line.split(":", 1) for line in (host.read(f"/proc/{name}/status") or "").splitlines() if ":" in line
-        )
         found.append(
             Process(
                 pid=int(name),
                 kind=kind,
                 command=command,
                 environ=_variables(variables.split("\0")) if variables is not None else None,
-                threads=_whole(status.get("Threads")),
-                parent=_whole(status.get("PPid")),
                 binary=host.link(f"/proc/{name}/exe") or command[0],
             )
         )
@@ -82,7 +75,7 @@ def _from_psutil(host: Host) -> list[Process]:
     if psutil is None:
         return []
     found = []
-    for process in psutil.process_iter(["pid", "cmdline", "ppid"]):
+    for process in psutil.process_iter(["pid", "cmdline"]):
         command = tuple(process.info["cmdline"] or ())
         kind = _kind(command)
         if kind is None:
@@ -96,7 +89,6 @@ def _from_psutil(host: Host) -> list[Process]:
                 kind=kind,
                 command=command,
                 environ=environ,
-                parent=process.info["ppid"] or 0,
                 binary=command[0],
             )
         )
@@ -114,11 +106,6 @@ def _kind(command: tuple[str, ...]) -> str | None:
 def _variables(lines: Iterable[str]) -> dict[str, str]:
     pairs = (line.partition("=") for line in lines)
     return {key: value for key, sep, value in pairs if sep and WANTED.fullmatch(key)}
-
-
-def _whole(text: str | None) -> int:
-    words = (text or "").split()
-    return int(words[0]) if words and words[0].isdigit() else 0
 
 
 # ---- sockets ---------------------------------------------------------------------------------------------------------

@@ -47,6 +47,11 @@ def apply(tuning: Tuning, place: Place, text: str, state: Path) -> Applied:
     record = _record_path(state, tuning.target)
     old_record = _read(record)
     former = last_applied(state, tuning.target)
+    if former is not None and former.path != place.path and _read(former.path) == former.written:
+        raise ConfigError(
+            f"{tuning.target} is tuned already, in {former.path}: "
+            f"`velollm tune {tuning.target} --undo` takes that back first"
+        )
     again = former is not None and former.path == place.path and former.written == before
     applied = Applied(
         target=tuning.target,

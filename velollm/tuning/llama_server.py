@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
 from velollm.hardware.gguf import gpu_room, memory_needed
 from velollm.hardware.machine import Machine
@@ -72,11 +71,6 @@ def tune_llama_server(
     if capacity.slots < workload.clients:
         notes.append(f"{workload.clients} clients share {capacity.slots} slots: the rest waits in the queue")
     return Tuning(target="llama-server", settings=settings, notes=tuple(notes), model=model)
-
-
-def environment(tuning: Tuning, flags: Mapping[str, str]) -> dict[str, str]:
-    """The flags as LLAMA_ARG_ variables, where there are such, for services that are configured so."""
-    return {flags[one.name]: one.value or "1" for one in tuning.settings if flags.get(one.name)}
 
 
 def _cache_types(kv_type: str) -> list[Setting]:

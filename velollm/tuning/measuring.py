@@ -15,7 +15,7 @@ import attrs
 import httpx
 import orjson
 
-__all__ = ["Load", "Measurement", "measure"]
+__all__ = ["Load", "Measurement", "measure", "middle"]
 
 SUBJECTS = (
     "a lighthouse", "an old train", "the first snow", "a lost key", "two bakers", "a night market", "the ferry man",
