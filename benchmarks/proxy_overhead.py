@@ -29,6 +29,7 @@ import httpx
 from harness import HERE, MARK, cpu_seconds, free_port, http_request, machine, press, raw_upstream
 
 VELOLLM = "{python} -m velollm serve --backend openai+http://127.0.0.1:{upstream}/v1 --port {port}"
+ALONE = "--cache off --tool-calls off"
 CHUNKS = 64
 MESSAGES = [
     {"role": "system", "content": "You are a helpful assistant that answers briefly."},
@@ -173,6 +174,7 @@ def proxies(arguments: argparse.Namespace) -> Iterator[list[Target]]:
             made["LiteLLM"] = lambda: litellm(arguments.litellm, folder, upstream)
         if arguments.velollm:
             made["VeloLLM"] = lambda: by_command(arguments.velollm, upstream)
+            made["VeloLLM, no layers"] = lambda: by_command(f"{arguments.velollm} {ALONE}", upstream)
         for target in arguments.target:
             name, _, template = target.partition("=")
             made[name] = lambda template=template: by_command(template, upstream)  # type: ignore[misc]
@@ -249,8 +251,10 @@ def write(figures: Figures, versions: dict[str, str], arguments: argparse.Namesp
 
 {table(figures)}
 
-A stream has {CHUNKS} chunks. CPU is user and system time of the proxy's processes; medians of {arguments.rounds}
-interleaved rounds of {arguments.seconds:g} s each. Measured on {machine()}; {about}.
+`VeloLLM` has all of its default layers hung in (admission, cache, tool calls, scheduling, routing, observation), and
+every question is a new one; `no layers` is started with `{ALONE}`. A stream has {CHUNKS} chunks. CPU is user and
+system time of the proxy's processes; medians of {arguments.rounds} interleaved rounds of {arguments.seconds:g} s each.
+Measured on {machine()}; {about}.
 
 Repeat with `python benchmarks/proxy_overhead.py --litellm PYTHON_OF_A_VENV_WITH_LITELLM`.
 """
