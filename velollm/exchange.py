@@ -24,7 +24,8 @@ SESSION_HEADERS = (
     "x-session-affinity",
     "x-session-id",
 )
-MAX_DEPTH = 200  # orjson writes 254 levels at most, and what is read here is written again behind the door
+ORJSON_DEPTH = 254  # so many levels it writes at most
+MAX_DEPTH = 200  # what is read here is written again behind the door, perhaps with something around it
 RENDER_ERROR = {
     "anthropic": anthropic.render_error,
     "ollama": ollama.render_error,
@@ -105,20 +106,18 @@ def _parse_json(body: bytes) -> dict[str, Any]:
         raise RequestError(f"the request body is not valid JSON: {error.msg} (at character {error.pos})") from None
     if not isinstance(payload, dict):
         raise RequestError("the request body must be a JSON object")
-    if body.count(b"{") + body.count(b"[") > MAX_DEPTH and _deeper_than(payload, MAX_DEPTH):
+    if body.count(b"{") + body.count(b"[") > MAX_DEPTH and _too_deep(payload):
         raise RequestError(f"the request body is nested more than {MAX_DEPTH} levels deep")
     return payload
 
 
-def _deeper_than(value: dict[str, Any], limit: int) -> bool:
-    level: list[Any] = [value]
-    for _ in range(limit):
-        level = [
-            child
-            for parent in level
-            for child in (parent.values() if type(parent) is dict else parent)
-            if type(child) is dict or type(child) is list
-        ]
-        if not level:
-            return False
-    return True
+def _too_deep(payload: dict[str, Any]) -> bool:
+    """Whether there are more than MAX_DEPTH levels: found by writing it, which C does in a moment, however large."""
+    value: Any = payload
+    for _ in range(ORJSON_DEPTH - MAX_DEPTH):
+        value = [value]
+    try:
+        orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        return True
+    return False
