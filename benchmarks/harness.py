@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import platform
 import re
 import socket
@@ -113,12 +114,12 @@ async def press(port: int, request: bytes, *, frames: int, concurrency: int, sec
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time that a process, its threads and its living children have used."""
-    total = 0.0
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        total += int((task / "schedstat").read_text().split()[0]) / 1e9
-        total += sum(cpu_seconds(int(child)) for child in (task / "children").read_text().split())
-    return total
+    """User and system time that a process, with threads and children that have ended, and its living children used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    ticks = sum(int(field) for field in fields[11:15])  # utime, stime, and both of children that were waited for
+    children = [int(child) for task in Path(f"/proc/{pid}/task").iterdir()
+                for child in (task / "children").read_text().split()]  # fmt: skip
+    return ticks / os.sysconf("SC_CLK_TCK") + sum(map(cpu_seconds, children))
 
 
 def free_port() -> int:
