@@ -295,3 +295,21 @@ async def test_a_client_that_leaves_says_nothing_against_a_backend() -> None:
     with pytest.raises(ModelNotFound):
         await answer(pool, ask().replace(model="other"))
     await pool.aclose()
+
+
+async def test_a_hung_one_keeps_nobody_waiting_for_its_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("velollm.routing.pool.GRACE_SECONDS", 0.02)
+    a, b = Engine("a"), Engine("b")
+    pool = BackendPool([a, b], fresh=0)
+
+    async def hangs() -> list[ModelInfo]:
+        await asyncio.sleep(60)
+        return []
+
+    a.models = hangs  # type: ignore[method-assign]
+    async with asyncio.timeout(2):
+        assert text(await answer(pool, ask())) == "".join(WORDS)
+    pool.members[0].listed = [ModelInfo(id="old")]
+    async with asyncio.timeout(2):
+        assert {model.id for model in await pool.models()} == {"old", "m"}
+    await pool.aclose()

@@ -76,9 +76,9 @@ class Member:
         except VeloError as error:
             self.note(error)
 
-    async def refresh(self, *, fresh: float | None = None) -> None:
-        """Have a list that is no older than `fresh` seconds. What goes wrong is kept in `error`, never raised."""
-        asking = self.refresh_soon(fresh=fresh)
+    async def refresh(self) -> None:
+        """Wait for such a list. What goes wrong is kept in `error`, never raised."""
+        asking = self.refresh_soon()
         if asking is not None:
             await asyncio.shield(asking)
 
@@ -87,7 +87,10 @@ class Member:
         self._asked = None
 
     def refresh_soon(self, *, fresh: float | None = None) -> asyncio.Task[None] | None:
-        """The same in the background: the question that is on its way, or None when the list is fresh enough."""
+        """Have a list that is no older than `fresh` seconds: the question that is on its way, or None without need.
+
+        What goes wrong is kept in `error`.
+        """
         fresh = self._fresh if fresh is None else fresh
         if self._asked is not None and self._clock() - self._asked < fresh:
             return None

@@ -45,6 +45,7 @@ Target = tuple[Member, str]
 FRESH_SECONDS = 5.0
 MISSING_SECONDS = 1.0  # how old a list may be that a model is missing from
 LIST_SECONDS = 5.0
+GRACE_SECONDS = 0.5  # for those whose list is late
 BACKEND_HEADER = "x-velollm-backend"
 CONTEXT_HEADER = "x-velollm-num-ctx"
 
@@ -343,8 +344,18 @@ class BackendPool(Backend):
         if len(errors) == len(self.members):
             raise errors[0]
 
-    async def _refresh(self, *, fresh: float | None = None) -> None:
-        await asyncio.gather(*(member.refresh(fresh=fresh) for member in self.members))
+    async def _refresh(self, model: str | None = None, *, fresh: float | None = None) -> None:
+        """Have lists of models. One that is late is not waited for where those that are there say enough."""
+        asking = {task for member in self.members if (task := member.refresh_soon(fresh=fresh)) is not None}
+        if asking:
+            _, asking = await asyncio.wait(asking, timeout=GRACE_SECONDS)
+        while asking and not self._says_enough(model):
+            _, asking = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+
+    def _says_enough(self, model: str | None) -> bool:
+        if model is not None:
+            return bool(self._known(model))
+        return all(member.listed or member.error for member in self.members)
 
     # ---- who is asked ----
 
@@ -358,10 +369,10 @@ class BackendPool(Backend):
                 if member.error is not None:
                     member.refresh_soon()  # it may be back
             return self._not_draining(found)
-        await self._refresh()
+        await self._refresh(model)
         found = self._known(model)
         if not found:
-            await self._refresh(fresh=MISSING_SECONDS)
+            await self._refresh(model, fresh=MISSING_SECONDS)
             found = self._known(model)
         if found:
             return self._not_draining(found)
