@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 __all__ = ["KeyMap", "fold"]
 
 _DROP = str.maketrans("", "", "_-. \t\n:\"'`")
 
 
+_LONG = 64
+
+
 def fold(name: str) -> str:
     """`name` in lower case, without separators."""
+    return _folded(name) if len(name) <= _LONG else name.lower().translate(_DROP)
+
+
+@lru_cache(maxsize=2048)
+def _folded(name: str) -> str:
     return name.lower().translate(_DROP)
 
 

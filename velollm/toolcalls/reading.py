@@ -54,8 +54,10 @@ _HEAD = re.compile(
     r"(?:(?P<word>functions?\.(?=[\w.\-]+(?::\d+)?[{<])|function(?=<[|｜]))|call:)?(?P<name>[\w.\-/]{0,200})(?::\d{1,4})?"
     r"(?=\{|[ \n]\{|\n```|\[(?:ARGS|CALL_ID)\]|<[|｜]|\n?<(?:arg_key>|parameter\b))"
 )
+_ELEMENT = re.compile(r"<([A-Za-z_][\w.\-]{0,200})>")
 _SEPARATORS = re.compile(r"[ \t,;]*")
 _SEPARATORS_OR_SPACE = re.compile(r"[\s,;]*")
+_PYTHON_PREFIXES = ("default_api.", "functions.", "print(")
 _QUOTES = "\"'“‘`"
 _SPACE = " \t"
 
@@ -112,29 +114,29 @@ class Answer:
         if pos >= limit or self._thinking is not None:
             return pos
         char = text[pos]
-        if char in "{[":
-            if char == "[":
-                match = MARK.match(text, pos)
-                if match:
-                    return pos
+        if char == "{" or (char == "[" and MARK.match(text, pos) is None):
             return self._bare(pos)
-        if char == "<" and text.startswith(tuple(f"<{name}>" for name in self.source.tools.tools), pos):
-            return self._native(pos, read_native, marked=False, after=pos + 1)
-        if text.startswith("analysis<|message|>", pos):
-            return self._channel(pos)
         if char == '"' and text.startswith('"{\\"', pos):
             return self._bare(pos)
-        if char.isalpha() or char in "_*>":
-            bare = _HEAD.match(text, pos, limit)
-            if bare and (bare["word"] or bare["name"] in self.source.tools.names):
+        if char == "<":
+            element = _ELEMENT.match(text, pos, limit)
+            if element and element[1] in self.source.tools.names:
                 return self._native(pos, read_native, marked=False, after=pos + 1)
-            if _WORDS.match(text, pos):
-                return self._word(pos)
-            head = CALL_HEAD.match(text, pos, limit)
-            if head and head[0] in self.source.tools.line_words:
-                return self._bare(pos)
-            if text.startswith(("default_api.", "functions.", "print("), pos) and head:
-                return self._bare(pos)
+            return pos
+        return self._line_word(pos) if char.isalpha() or char in "_*>-" else pos
+
+    def _line_word(self, pos: int) -> int:
+        text, limit = self.text, self.source.limit
+        if text.startswith("analysis<|message|>", pos):
+            return self._channel(pos)
+        bare = _HEAD.match(text, pos, limit)
+        if bare and (bare["word"] or bare["name"] in self.source.tools.names):
+            return self._native(pos, read_native, marked=False, after=pos + 1)
+        if _WORDS.match(text, pos):
+            return self._word(pos)
+        head = CALL_HEAD.match(text, pos, limit)
+        if head and (head[0] in self.source.tools.line_words or head[0].startswith(_PYTHON_PREFIXES)):
+            return self._bare(pos)
         return pos
 
     def _word(self, pos: int) -> int:
