@@ -118,12 +118,9 @@ class BackendPool(Backend):
 
     # ---- what is answered ----
 
-    async def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+    def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         """Generate, when and where it is the request's turn; the next backend goes on where one fails."""
-        targets = await self._targets(request.model)
-        async with aclosing(self._answer(request, targets, None)) as events:
-            async for event in events:
-                yield event
+        return self._answer(request, None, None)
 
     async def resumes(self, model: str) -> bool:
         """Whether one of those that have the model goes on with answers exactly."""
@@ -144,9 +141,11 @@ class BackendPool(Backend):
                 yield event
 
     async def _answer(
-        self, request: ChatRequest, targets: list[Target], stream: Continuation | None
+        self, request: ChatRequest, targets: list[Target] | None, stream: Continuation | None
     ) -> AsyncGenerator[ChatEvent, None]:
-        """The answer of one of `targets`, or of several in turn, which `stream` joins into one."""
+        """The answer of one of `targets` (of all that have the model), or of several, which `stream` joins into one."""
+        if targets is None:
+            targets = await self._targets(request.model)
         attempts = Attempts(targets, self._budget)
         begun = stream is not None and stream.cuts > 0
         turn = await self.turns.take(request, {member.name: model for member, model in targets})

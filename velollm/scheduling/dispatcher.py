@@ -189,6 +189,8 @@ class Dispatcher:
 
     def dispatch(self, now: float) -> list[Step]:
         """Everything that can be decided now."""
+        if not self.waiting:
+            return []
         steps: list[Step] = list(self._expired(now))
         while self.waiting and self._has_room(now):
             found = self._next(now)

@@ -22,11 +22,12 @@ class WaitingRoom:
         self.bytes = 0
         self._levels: tuple[dict[str, OrderedDict[Job, None]], ...] = tuple({} for _ in LEVELS)
         self._counts = [0] * len(LEVELS)
+        self._count = 0
         self._tenants: dict[str, int] = {}
         self.models: dict[str, int] = {}  # jobs by the name of a model on some backend
 
     def __len__(self) -> int:
-        return sum(self._counts)
+        return self._count
 
     def __iter__(self) -> Iterator[Job]:
         for level in self._levels:
@@ -63,6 +64,7 @@ class WaitingRoom:
         if front:
             queue.move_to_end(job, last=False)
         self._counts[job.level] += 1
+        self._count += 1
         self.bytes += job.size
         self._tenants[job.tenant] = self._tenants.get(job.tenant, 0) + 1
         for model in set(job.targets.values()):
@@ -76,6 +78,7 @@ class WaitingRoom:
         if not queue:
             del level[job.tenant]
         self._counts[job.level] -= 1
+        self._count -= 1
         self.bytes -= job.size
         _take(self._tenants, job.tenant)
         for model in set(job.targets.values()):
