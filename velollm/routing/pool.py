@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
-from difflib import get_close_matches
 from time import monotonic
 from typing import TypeVar
 
@@ -21,7 +20,6 @@ from velollm.continuation import Continuation, Diverged, Said, go_on
 from velollm.errors import (
     BackendError,
     ConfigError,
-    ModelNotFound,
     Overloaded,
     PathNotFound,
     UnsupportedError,
@@ -29,7 +27,9 @@ from velollm.errors import (
 )
 from velollm.messages import ChatEvent, ChatRequest, Embeddings, EmbedRequest, ModelInfo
 from velollm.routing.attempts import Attempts, Budget
+from velollm.routing.complexity import AUTO, choose, judge
 from velollm.routing.interruption import Interrupted
+from velollm.routing.lookup import Target, first_error, known_targets, missing
 from velollm.routing.member import Member, same_model
 from velollm.routing.passed_on import model_of, pass_on
 from velollm.routing.turns import Turn, Turns
@@ -40,7 +40,6 @@ __all__ = ["BackendPool"]
 logger = logging.getLogger("velollm.routing")
 
 T = TypeVar("T")
-Target = tuple[Member, str]
 
 FRESH_SECONDS = 5.0
 MISSING_SECONDS = 1.0  # how old a list may be that a model is missing from
@@ -48,6 +47,7 @@ LIST_SECONDS = 5.0
 GRACE_SECONDS = 0.5  # for those whose list is late
 BACKEND_HEADER = "x-velollm-backend"
 CONTEXT_HEADER = "x-velollm-num-ctx"
+ROUTING_HEADER = "x-velollm-routing"
 
 
 def _unheard(name: str, up: bool) -> None:
@@ -144,6 +144,8 @@ class BackendPool(Backend):
         self, request: ChatRequest, targets: list[Target] | None, stream: Continuation | None
     ) -> AsyncGenerator[ChatEvent, None]:
         """The answer of one of `targets` (of all that have the model), or of several, which `stream` joins into one."""
+        if self.turns.by_complexity and request.model in ("", AUTO):
+            request = await self._chosen(request)
         if targets is None:
             targets = await self._targets(request.model)
         attempts = Attempts(targets, self._budget)
@@ -280,7 +282,7 @@ class BackendPool(Backend):
         """What all of them serve together, and the aliases. Raises only when none of them answers."""
         await self._refresh()
         if all(member.error is not None for member in self.members):
-            raise self._first_error()
+            raise first_error(self.members)
         served: dict[str, ModelInfo] = {}
         for member in self.members:
             if member.error is None:
@@ -290,6 +292,8 @@ class BackendPool(Backend):
             real = next((model for model in served.values() if same_model(model.id, target)), None)
             if real is not None:
                 served.setdefault(alias, attrs.evolve(real, id=alias))
+        if self.turns.by_complexity and served:
+            served.setdefault(AUTO, ModelInfo(id=AUTO, owned_by="velollm", capabilities=["completion"]))
         return list(served.values())
 
     async def forward(self, request: HttpRequest) -> HttpResponse:
@@ -362,58 +366,32 @@ class BackendPool(Backend):
         """The backends that have the model, each with its own name for it. Raises `ModelNotFound`."""
         if self._plain:
             return [(self.members[0], model)]
-        found = self._known(model)
+        found = known_targets(self.members, self._aliases, model)
         if found:
             for member in self.members:
                 if member.error is not None:
                     member.refresh_soon()  # it may be back
             return self._not_draining(found)
         await self._refresh(model)
-        found = self._known(model)
+        found = known_targets(self.members, self._aliases, model)
         if not found:
             await self._refresh(model, fresh=MISSING_SECONDS)
-            found = self._known(model)
+            found = known_targets(self.members, self._aliases, model)
         if found:
             return self._not_draining(found)
         if self._single is not None and not self._single.only:
             return [(self._single, self._aliases.get(model, model))]
-        raise self._missing(model)
+        raise missing(self.members, self._aliases, model)
 
-    def _known(self, model: str) -> list[Target]:
-        for name in (model, self._aliases.get(model)):
-            if name is None:
-                continue
-            found = [(member, own) for member in self.members if (own := member.find(name)) is not None]
-            if found:
-                return found
-            prefix, sep, rest = name.partition("/")
-            if sep:
-                member = next((member for member in self.members if member.name == prefix), None)
-                if member is not None:
-                    return [(member, member.find(rest) or self._aliases.get(rest, rest))]
-        if model == "":
-            served = [(member, info.id) for member in self.members for info in member.listed]
-            return served if len(served) == 1 else []
-        return []
-
-    def _missing(self, model: str) -> VeloError:
-        down = [member for member in self.members if member.error is not None]
-        served = [info.id for member in self.members for info in member.listed]
-        if down and not served:
-            return self._first_error()
-        near = get_close_matches(model, [*served, *self._aliases], n=3, cutoff=0.5)
-        names = ", ".join(near or sorted(set(served))[:20]) or "none"
-        words = f"the nearest names are: {names}" if near else f"served are: {names}"
-        if down:
-            words += f" ({', '.join(member.name for member in down)} cannot be asked now)"
-        wanted = f"model {model!r} is not served here" if model else "no model was named, and several are served"
-        return ModelNotFound(f"{wanted}; {words}", param="model")
-
-    def _first_error(self) -> VeloError:
-        for member in self.members:
-            if member.error is not None:
-                return member.error
-        return BackendError("no backend answers")
+    async def _chosen(self, request: ChatRequest) -> ChatRequest:
+        """The request for the model that is as large as it looks hard; the reason goes into a header."""
+        await self._refresh()
+        verdict = judge(request)
+        model = choose(verdict.tier, [info for member in self.members for info in member.listed])
+        if model is None:
+            return request
+        request.context.headers[ROUTING_HEADER] = f"model={model}; tier={verdict}"
+        return request.replace(model=model)
 
     def _named(self, request: ChatRequest, model: str) -> ChatRequest:
         """The request with the backend's own name for the model, and the one context size that the settings name."""

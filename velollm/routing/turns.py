@@ -58,6 +58,7 @@ class Turns:
         dispatcher = Dispatcher(placement(policy), max_queue=max_queue, ageing=ageing, quantum=quantum)
         self.scheduler = Scheduler(dispatcher, clock=clock)
         self.metrics = SchedulingMetrics(dispatcher)
+        self.by_complexity = policy == "complexity"
         self._prefix = policy == "prefix"
         self._concurrency = concurrency
         self._each = dict(each)

@@ -11,7 +11,6 @@ No I/O, no clock, no timers: time comes in as an argument, and what is to be don
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import Protocol, TypeAlias
@@ -23,6 +22,7 @@ from velollm.scheduling.fairness import TokenCounters
 from velollm.scheduling.job import BATCH, INTERACTIVE, Job
 from velollm.scheduling.lane import Lane
 from velollm.scheduling.pace import Outputs
+from velollm.scheduling.refusals import deadline_unreachable, queue_full, queue_timeout
 from velollm.scheduling.waiting import WaitingRoom
 
 __all__ = ["Dispatcher", "Grant", "Placement", "Preempt", "Refuse", "Step"]
@@ -33,7 +33,6 @@ CERTAIN = 0.8  # of the time to the first byte, for one whose turn has come: it 
 SOON = 0.05  # seconds: a slot that is free so soon is not worth a preemption
 RECHECK_SECONDS = 0.05  # while there is room that those who wait do not take yet
 MOST_PREEMPTIONS = 3
-LONGEST_RETRY = 600
 MOST_MODELS = 1024
 
 
@@ -459,26 +458,15 @@ class Dispatcher:
             raise self._unreachable(job, now)
 
     def _full(self, job: Job, now: float) -> Overloaded:
-        return Overloaded(
-            f"{len(self.waiting)} requests are waiting already; come back later",
-            retry_after=_whole(self.wait_seconds(job, now)),
-        )
+        return queue_full(len(self.waiting), self.wait_seconds(job, now))
 
     def _timed_out(self, job: Job, now: float) -> Overloaded:
-        return Overloaded(
-            "the request waited for its turn as long as it may (queue_timeout)",
-            code="queue_timeout",
-            retry_after=_whole(self.wait_seconds(job, now)),
-        )
+        return queue_timeout(self.wait_seconds(job, now))
 
     def _unreachable(self, job: Job, now: float) -> Overloaded:
         assert job.deadline is not None
-        first = now + self.wait_seconds(job, now) + self._first_byte(job, self._lanes(job, now))
-        return Overloaded(
-            f"the first token would come in {first - now:.1f} s, later than it is wanted",
-            code="deadline_unreachable",
-            retry_after=_whole(first - job.deadline),
-        )
+        first = self.wait_seconds(job, now) + self._first_byte(job, self._lanes(job, now))
+        return deadline_unreachable(first, job.deadline - now)
 
     def check_integrity(self) -> None:
         """Raise AssertionError when the books do not agree with each other."""
@@ -503,8 +491,3 @@ def _may_be_preempted(job: Job) -> bool:
         and not job.preempting
         and job.preemptions < MOST_PREEMPTIONS
     )
-
-
-def _whole(seconds: float) -> int:
-    """What a client is told: whole seconds, at least one."""
-    return max(1, min(LONGEST_RETRY, math.ceil(seconds)))
