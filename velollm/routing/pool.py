@@ -357,7 +357,7 @@ class BackendPool(Backend):
 
     def _says_enough(self, model: str | None) -> bool:
         if model is not None:
-            return bool(self._known(model))
+            return bool(known_targets(self.members, self._aliases, model))
         return all(member.listed or member.error for member in self.members)
 
     # ---- who is asked ----
