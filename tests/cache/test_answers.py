@@ -17,7 +17,7 @@ TEXT = st.text(max_size=900)
 CALLS = st.lists(st.builds(ToolCall, id=TEXT, name=TEXT, arguments=TEXT), max_size=3)
 CHOICES = st.builds(
     Choice, text=TEXT, reasoning=TEXT, tool_calls=CALLS,
-    finish_reason=st.sampled_from(["stop", "tool_calls", "length"]),
+    finish_reason=st.sampled_from(["stop", "tool_calls"]),
     stop_sequence=st.none() | TEXT, logprobs=st.none() | st.just({"content": [{"token": "a", "logprob": -0.5}]}),
 )  # fmt: skip
 COUNTS = st.integers(0, 10**6)
@@ -68,7 +68,7 @@ def _with(**changes: Any) -> dict[str, Any]:
     "kept",
     [
         {}, {"choices": []}, {"choices": None}, {"choices": ["x"]}, {"choices": [{}]}, _with(message=None),
-        _with(index="0"), _with(index=True), _with(finish_reason="content_filter"), _with(finish_reason=None),
+        _with(index="0"), _with(index=True), _with(finish_reason="length"), _with(finish_reason=None),
         _with(message={"content": 5}), _with(message={"content": "x", "tool_calls": [5]}), _with(logprobs=5),
         _with(message={"content": "x", "tool_calls": [{"id": 1, "function": {"name": "f", "arguments": "{}"}}]}),
         _with(stop_sequence=5), {**answer(), "usage": {"prompt_tokens": "5"}}, {**answer(), "usage": 5},

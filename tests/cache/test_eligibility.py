@@ -138,15 +138,6 @@ def test_only_complete_answers_are_kept(offered: object, reason: str | None) -> 
     assert why_not_stored(offered) == reason
 
 
-@pytest.mark.parametrize(("limit", "reason"), [(7, None), (5, None), (8, "truncated"), (None, "truncated")])
-def test_an_answer_cut_where_its_request_said_is_complete(limit: int | None, reason: str | None) -> None:
-    assert why_not_stored(answer(finish="length"), limit) == reason
-    assert why_not_stored({**answer(finish="length"), "usage": None}, limit) == "truncated"
-    both = answer(finish="length")
-    both["choices"] *= 2
-    assert why_not_stored(both, limit) == "truncated"
-
-
 def test_one_truncated_choice_spoils_the_answer() -> None:
     both = answer()
     both["choices"].append(answer(finish="length")["choices"][0])

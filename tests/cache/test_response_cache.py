@@ -115,14 +115,6 @@ def test_what_is_incomplete_is_not_kept(cache: ResponseCache, offered: Any) -> N
     assert cache.lookup("t", ask(EGG)) is None
 
 
-def test_what_its_request_cut_is_kept(cache: ResponseCache) -> None:
-    for limit in ("max_tokens", "max_completion_tokens"):
-        assert cache.store("t", ask(EGG, **{limit: 7}), answer(finish="length"))
-        hit = cache.lookup("t", ask(EGG, **{limit: 7}))
-        assert hit is not None
-        assert not cache.store("t", ask(EGG, **{limit: 100}), answer(finish="length"))
-
-
 def test_what_is_no_json_is_not_kept(cache: ResponseCache) -> None:
     assert cache.store("t", ask(EGG), {**answer(), "x": object()}).reason == "not-json"
 

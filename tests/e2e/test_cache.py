@@ -25,7 +25,8 @@ ANN, BOB, ROOT = "a-key-for-ann-of-some-length", "a-key-for-bob-of-some-length",
 QUESTION = "What is the capital of France?"
 PARAPHRASE = "Which city is France's capital?"
 NEAR_MISS = "What is the capital of Finland?"
-OPTIONS: dict[str, Any] = {"temperature": 0, "max_tokens": 32}
+# A small model hardly ever ends by itself, and an answer that runs out of tokens is not kept.
+OPTIONS: dict[str, Any] = {"temperature": 0, "max_tokens": 200, "stop": [" a", ".", ","]}
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def test_one_answer_in_three_dialects(cached: Served) -> None:
     said, _ = ask(cached)
     asked: dict[str, Any] = {
         "model": MODEL, "messages": [{"role": "user", "content": QUESTION}], "max_tokens": OPTIONS["max_tokens"],
-        "extra_body": {"temperature": 0},
+        "extra_body": {"temperature": 0}, "stop_sequences": OPTIONS["stop"],
     }  # fmt: skip
     with anthropic.Anthropic(base_url=cached.url, api_key=ANN, max_retries=0) as client:
         raw = client.messages.with_raw_response.create(**asked)
@@ -109,7 +110,7 @@ def test_one_answer_in_three_dialects(cached: Served) -> None:
             assert stream.response.headers["x-velollm-cache"] == "hit-exact"
     client = ollama.Client(cached.url, headers={"authorization": f"Bearer {ANN}"})
     with contextlib.closing(client._client):
-        options = {"temperature": 0, "num_predict": 32}
+        options = {"temperature": 0, "num_predict": OPTIONS["max_tokens"], "stop": OPTIONS["stop"]}
         answer = client.chat(MODEL, messages=[{"role": "user", "content": QUESTION}], options=options)
         assert answer.message.content == said
         parts = list(client.chat(MODEL, messages=[{"role": "user", "content": QUESTION}], options=options, stream=True))

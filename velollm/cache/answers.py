@@ -23,7 +23,7 @@ __all__ = ["BadAnswer", "keep_answer", "replay_answer"]
 
 JSON: TypeAlias = dict[str, Any]
 
-_FINISH: Final = frozenset({"stop", "tool_calls", "length"})
+_FINISH: Final = frozenset({"stop", "tool_calls"})
 _PIECE: Final = re.compile(r".{1,400}(?:\s|\Z)|.{1,400}", re.DOTALL)
 
 

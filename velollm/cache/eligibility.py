@@ -178,9 +178,8 @@ def _has_media(content: object) -> bool:
     return isinstance(content, list) and any(isinstance(p, Mapping) and p.get("type") != "text" for p in content)
 
 
-def why_not_stored(answer: object, limit: int | None = None) -> str | None:
-    """Why an answer may not be kept, or None. Only complete, error-free answers are. One that was cut at the `limit` of
-    tokens which its own request set is complete: whoever asks the same gets no more."""
+def why_not_stored(answer: object) -> str | None:
+    """Why an answer may not be kept, or None. Only complete answers are: no errors, and none that ran out of tokens."""
     if not isinstance(answer, Mapping):
         return "not-an-answer"
     if answer.get("error") is not None:
@@ -190,25 +189,17 @@ def why_not_stored(answer: object, limit: int | None = None) -> str | None:
     choices = answer["choices"]
     if not isinstance(choices, list) or not choices:
         return "empty"
-    cut_as_asked = limit is not None and len(choices) == 1 and _completion_tokens(answer) >= limit
     for choice in choices:
-        reason = _incomplete(choice, cut_as_asked)
+        reason = _incomplete(choice)
         if reason is not None:
             return reason
     return None
 
 
-def _completion_tokens(answer: Mapping[str, Any]) -> int:
-    usage = answer.get("usage")
-    count = usage.get("completion_tokens") if isinstance(usage, Mapping) else None
-    return count if type(count) is int else -1
-
-
-def _incomplete(choice: object, cut_as_asked: bool) -> str | None:
+def _incomplete(choice: object) -> str | None:
     if not isinstance(choice, Mapping):
         return "not-an-answer"
-    finish = choice.get("finish_reason")
-    if finish not in ("stop", "tool_calls", "function_call") and not (finish == "length" and cut_as_asked):
+    if choice.get("finish_reason") not in ("stop", "tool_calls", "function_call"):
         return "truncated"
     message = choice.get("message")
     if not isinstance(message, Mapping):

@@ -21,16 +21,13 @@ class Request:
     """Keys of one request. `key` is what identical requests share: single-flight may key on it. `alias` and `scope` are
     only asked for where the canonical and semantic tiers are open."""
 
-    def __init__(
-        self, keys: RequestKeys, eligibility: Eligibility, controls: Controls, model: str, limit: int | None = None
-    ) -> None:
+    def __init__(self, keys: RequestKeys, eligibility: Eligibility, controls: Controls, model: str) -> None:
         self.key = keys.exact
         self.tenant = keys.tenant
         self.prompt = keys.prompt
         self.eligibility = eligibility
         self.controls = controls
         self.model = model
-        self.limit = limit
         self._keys = keys
 
     @cached_property
@@ -78,13 +75,7 @@ def prepare(
         closed = Eligibility(read=False, write=False, tiers=(), reason="invalid")
         none = RequestKeys(tenant=tenant_digest(tenant), exact=b"", document=b"", prompt=None, scope_document=b"")
         return Request(none, closed, controls, name)
-    return Request(keys, assess(body, keys.prompt, controls, max_temperature), controls, name, _limit(body))
-
-
-def _limit(body: Mapping[str, Any]) -> int | None:
-    """The tokens that the request itself allows its answer."""
-    limits = [value for name in ("max_tokens", "max_completion_tokens") if type(value := body.get(name)) is int]
-    return min(limits, default=None)
+    return Request(keys, assess(body, keys.prompt, controls, max_temperature), controls, name)
 
 
 def read_prompt(prompt: str) -> Question | None:

@@ -36,6 +36,7 @@ __all__ = ["CacheStats", "Found", "Hit", "Mode", "Receipt", "ResponseCache"]
 
 Mode = Literal["on", "shadow", "off"]
 _MODES = ("on", "shadow", "off")
+_INDEX_ROOM = 10_000  # bytes of a prompt of usual length
 _log = logging.getLogger("velollm.cache")
 
 
@@ -113,7 +114,7 @@ class ResponseCache:
     `store`: `memory`, `sqlite:PATH`, `redis://...`, or a Store. `embedder`: text to vector, for retrieval only.
     `max_temperature`: the semantic tier is closed above it; a request without a temperature counts as eligible.
     `shared`: let tenants see each other's entries. `jitter`: the share of the ttl by which entries may expire early, so
-    that they do not all expire at once. `max_indexed`: prompts in the semantic index.
+    that they do not all expire at once. `max_indexed`: prompts in the semantic index (default: what fits into `size`).
     """
 
     def __init__(
@@ -131,7 +132,7 @@ class ResponseCache:
         max_temperature: float = 0.0,
         shared: bool = False,
         jitter: float = 0.1,
-        max_indexed: int = 100_000,
+        max_indexed: int | None = None,
     ) -> None:
         self.modes: dict[Tier, Mode] = {"exact": exact, "canonical": canonical, "semantic": semantic}
         for tier, mode in self.modes.items():
@@ -142,11 +143,11 @@ class ResponseCache:
         self.ttl, self._jitter, self._shared, self._max_temperature = ttl, jitter, shared, max_temperature
         self._clock, self._rng = clock, rng or random.Random()  # noqa: S311  # jitter, not a secret
         self._lock = threading.RLock()
-        self._index = SemanticIndex(max_indexed)
+        self.size = parse_size(size)
+        self._index = SemanticIndex(max_indexed or max(16, self.size // _INDEX_ROOM))
         self.embedder = embedder
         self._book = ShadowBook()
         self._counts: Counter[str] = Counter()
-        self.size = parse_size(size)
         self._store: Store = open_store(store, self.size, clock) if isinstance(store, str) else store
         self._store.on_forget = self._forget
         self.may_block = self._store.may_block or embedder is not None
@@ -198,7 +199,7 @@ class ResponseCache:
 
     def keep(self, request: Request, answer: Any, *, tags: tuple[str, ...] = ()) -> Receipt:
         """Keep an answer. Nothing is kept that is incomplete, an error, or barred by the request."""
-        reason = why_not_stored(answer, request.limit) if request.eligibility.write else request.eligibility.reason
+        reason = why_not_stored(answer) if request.eligibility.write else request.eligibility.reason
         data = b""
         if reason is None:
             try:
@@ -333,7 +334,7 @@ class ResponseCache:
             answer = orjson.loads(entry.answer)
         except orjson.JSONDecodeError:
             answer = None
-        if why_not_stored(answer, request.limit) is not None:  # a shared store was written by somebody else
+        if why_not_stored(answer) is not None:  # a shared store was written by somebody else
             self._counts["poisoned"] += 1
             return None
         return Hit(answer=answer, tier=tier, age=age, similarity=near, key=entry.key, prompt=entry.prompt)

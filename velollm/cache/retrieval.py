@@ -29,7 +29,11 @@ def trigrams(words: Iterable[str]) -> frozenset[str]:
 
 def similarity(a: frozenset[str], b: frozenset[str]) -> float:
     """Dice's coefficient of two sets of trigrams, 0 to 1."""
-    return 2 * len(a & b) / (len(a) + len(b)) if a or b else 1.0
+    return _overlap(a, tuple(b))
+
+
+def _overlap(features: frozenset[str], others: tuple[str, ...]) -> float:
+    return 2 * len(features.intersection(others)) / (len(features) + len(others)) if features or others else 1.0
 
 
 class TrigramIndex:
@@ -37,7 +41,8 @@ class TrigramIndex:
     hundred entries and at a hundred thousand."""
 
     def __init__(self) -> None:
-        self._features: dict[int, frozenset[str]] = {}
+        self._features: dict[int, tuple[str, ...]] = {}
+        self._names: dict[str, str] = {}  # each trigram once, whoever has it
         self._postings: dict[str, array[int]] = {}
         self._dead = 0
 
@@ -46,11 +51,11 @@ class TrigramIndex:
 
     def add(self, slot: int, features: frozenset[str]) -> None:
         """Enter a slot; slots are never used twice."""
-        self._features[slot] = features
+        self._features[slot] = kept = tuple(self._names.setdefault(feature, feature) for feature in features)
         if len(self._features) > _LINEAR and not self._postings:
             self._rebuild()
         elif self._postings:
-            self._post(slot, features)
+            self._post(slot, kept)
 
     def discard(self, slot: int) -> None:
         """Forget a slot. Its postings go when half of all are dead."""
@@ -66,7 +71,7 @@ class TrigramIndex:
         else:
             counts = self._shortlist(features, 4 * k)
         known = self._features
-        scored = ((similarity(features, known[slot]), slot) for slot in counts if slot in known)
+        scored = ((_overlap(features, known[slot]), slot) for slot in counts if slot in known)
         return [(slot, score) for score, slot in heapq.nlargest(k, scored)]
 
     def _shortlist(self, features: frozenset[str], size: int) -> list[int]:
@@ -80,11 +85,12 @@ class TrigramIndex:
             scanned += len(posting)
         return heapq.nlargest(size, counts, key=counts.__getitem__)
 
-    def _post(self, slot: int, features: frozenset[str]) -> None:
+    def _post(self, slot: int, features: tuple[str, ...]) -> None:
         for feature in features:
-            self._postings.setdefault(feature, array("Q")).append(slot)
+            self._postings.setdefault(feature, array("I")).append(slot)
 
     def _rebuild(self) -> None:
+        self._names = {name: name for features in self._features.values() for name in features}
         self._postings = {}
         self._dead = 0
         for slot, features in self._features.items():

@@ -34,7 +34,6 @@ class _Member:
     key: bytes
     prompt: str
     question: Question
-    features: frozenset[str]
 
 
 class _Partition:
@@ -78,7 +77,7 @@ class SemanticIndex:
         if vector is not None:
             partition.vectors.add(slot, vector)
         partition.by_body.setdefault(question.form.body, []).append(slot)
-        self._members[slot] = where, _Member(key=key, prompt=prompt, question=question, features=features)
+        self._members[slot] = where, _Member(key=key, prompt=prompt, question=question)
         self._slots[key] = slot
         while len(self._slots) > self._limit:
             self.discard(next(iter(self._slots)))
@@ -124,7 +123,9 @@ class SemanticIndex:
         for slot in self._candidates(partition, question, features, vector):
             _, member = self._members[slot]
             refusal = judge(question, member.question)
-            score = similarity(features, member.features)
+            if refusal is not None and not report:
+                continue
+            score = similarity(features, trigrams(member.question.form.body))
             if refusal is None and score <= self._floors.get(member.key, -1.0):
                 refusal = Refusal(guard="distrusted", detail="a shadow comparison of this entry disagreed")
             matches.append(Match(key=member.key, prompt=member.prompt, similarity=round(score, 4), refusal=refusal))
