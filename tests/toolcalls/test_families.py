@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import random
-from typing import Any
-
 import pytest
 from support.toolcall_formats import FORMATS, NESTING, TOOLS, Calls
+from support.toolcall_stream import streamed
 
-from velollm.toolcalls import StreamFixer, fix
+from velollm.toolcalls import fix
 
 CALLS: dict[str, Calls] = {
     "single": [("read_sensor", {"station": "N-7", "depth": 12.5})],
@@ -29,32 +27,12 @@ QUOTED = {"quotes": [("write_note", {"path": "C.txt", "body": "She said \"no\" a
 NO_ESCAPES = {"functiongemma", "gemma4"}
 
 
-def streamed(text: str, tools: list[Any], seed: int, finish_reason: str | None = None) -> tuple[list[Any], str]:
-    """What a stream of `text`, cut at random, amounts to: calls as (name, joined arguments), and content."""
-    chance = random.Random(seed)
-    fixer = StreamFixer(tools)
-    events = []
-    pos = 0
-    while pos < len(text):
-        size = chance.choice((1, 1, 2, 3, 7, 30))
-        events += fixer.feed(text[pos : pos + size])
-        pos += size
-    events += fixer.finish(finish_reason)
-    calls: dict[int, list[str]] = {}
-    for event in events:
-        if event.index is not None:
-            call = calls.setdefault(event.index, ["", ""])
-            call[0] += event.name or ""
-            call[1] += event.arguments or ""
-    return [tuple(call) for call in calls.values()], "".join(event.text or "" for event in events)
-
-
 def check(text: str, calls: Calls, content: str | None = None) -> None:
     result = fix(text, TOOLS)
     assert [(call.name, call.arguments) for call in result.calls] == list(calls), (text, result.errors)
     assert result.content == content, text
     for seed in range(2):
-        got, said = streamed(text, TOOLS, seed)
+        _, said, got = streamed(text, TOOLS, seed)
         assert got == [(call.name, call.arguments_json) for call in result.calls]
         assert said.strip() == (content or "")
 

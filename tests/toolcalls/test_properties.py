@@ -12,8 +12,9 @@ import jsonschema
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.toolcall_formats import FORMATS, TOOLS, tool
+from support.toolcall_stream import streamed
 
-from velollm.toolcalls import StreamFixer, fix
+from velollm.toolcalls import fix
 
 EXAMPLES = int(os.environ.get("VELOLLM_TEST_EXAMPLES", "60"))
 bounded = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
@@ -84,26 +85,6 @@ def mutated(text: str, seed: int, times: int) -> str:
     return text
 
 
-def streamed(text: str, seed: int, reason: str | None) -> tuple[StreamFixer, str, list[tuple[str, Any]]]:
-    chance = random.Random(seed)
-    fixer = StreamFixer(TOOLS)
-    events = []
-    pos = 0
-    while pos < len(text):
-        size = chance.choice((1, 1, 2, 4, 9, 40))
-        events += fixer.feed(text[pos : pos + size])
-        pos += size
-    events += fixer.finish(reason)
-    calls: dict[int, list[str]] = {}
-    for event in events:
-        if event.index is not None:
-            call = calls.setdefault(event.index, ["", ""])
-            call[0] += event.name or ""
-            call[1] += event.arguments or ""
-    said = "".join(event.text or "" for event in events)
-    return fixer, said, [(name, json.loads(given)) for name, given in calls.values()]
-
-
 @bounded
 @given(calls=CALLS, family=st.sampled_from(JSON_FORMATS))
 def test_what_was_written_is_what_is_read(calls: Any, family: str) -> None:
@@ -130,8 +111,8 @@ def test_mutations(calls: Any, family: str, seed: int, times: int, lead: str, ta
         SCHEMAS[call.name].validate(call.arguments)
     if not result.calls:
         assert (result.content or "") == text
-    fixer, said, got = streamed(text, seed, reason)
-    assert got == [(call.name, call.arguments) for call in result.calls]
+    fixer, said, got = streamed(text, TOOLS, seed, reason)
+    assert got == [(call.name, call.arguments_json) for call in result.calls]
     assert fixer.result == result
     if not result.calls:
         assert said == text
@@ -193,8 +174,8 @@ def test_valid_json_is_left_alone(value: dict[str, Any]) -> None:
 )
 def test_any_text(text: str) -> None:
     result = fix(text, TOOLS)
-    fixer, said, got = streamed(text, len(text), None)
+    fixer, said, got = streamed(text, TOOLS, len(text))
     assert fixer.result == result
-    assert got == [(call.name, call.arguments) for call in result.calls]
+    assert got == [(call.name, call.arguments_json) for call in result.calls]
     if not result.calls:
         assert said == text
