@@ -130,6 +130,29 @@ def test_a_search_finds_more_slots(place: Path, engine: str, capsys: pytest.Capt
     assert facts["search"]["score"] >= facts["search"]["start_score"] > 0
 
 
+def test_only_what_a_search_changed_is_set(
+    place: Path, engine: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def measured(url: str, *rest: Any, **options: Any) -> Measurement:
+        return Measurement(throughput=20.0 if slots[-1] == "8" else 10.0, ttft=1, ttft_alone=1)
+
+    slots: list[str] = []
+    former = tune._Job._trial
+
+    def trial(job: Any, values: Any) -> Any:
+        slots.append(values["OLLAMA_NUM_PARALLEL"])
+        return former(job, values)
+
+    monkeypatch.setattr(tune, "measure", measured)
+    monkeypatch.setattr(tune._Job, "_trial", trial)
+    before = ["tune", "ollama", "--model", "tiny", "--clients", "4", "--json", "--binary", engine]
+    assert main(before) == 0
+    computed = {one["name"]: one["value"] for one in said(capsys)["settings"]}
+    assert main([*before, "--search", "--budget", "60"]) == 0
+    found = {one["name"]: one["value"] for one in said(capsys)["settings"]}
+    assert found == {**computed, "OLLAMA_NUM_PARALLEL": "8"}
+
+
 def test_an_end_from_outside_ends_the_trial(place: Path, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pids: list[int] = []
 

@@ -29,7 +29,7 @@ from velollm.tuning.searching import Values, candidates, knobs, search
 from velollm.tuning.trials import EmbeddedTrial, LlamaServerTrial, OllamaTrial, Trial
 from velollm.tuning.tuner import engine_binary, engine_help, find_model
 from velollm.tuning.variables import VARIABLES
-from velollm.tuning.verifying import Verdict, verify
+from velollm.tuning.verifying import WORTH, Verdict, verify
 
 __all__ = ["configure", "run"]
 
@@ -211,10 +211,12 @@ class _Job:
             "start_score": found.start_score,
             "values": dict(found.values),
         }
-        if found.score > found.start_score:
+        if found.trials < len(options):
+            _say(f"{found.trials} of {len(options)} candidates were tried: a longer --budget tries the rest")
+        if found.score > WORTH * found.start_score:
             gain = found.score / found.start_score if found.start_score else 0.0
             why = f"the best of {found.trials} trials ({found.score:.1f} tokens/s, {gain:.2f} x the computed settings)"
-            changed = {name: value for name, value in found.values.items() if self.tuning.values.get(name) != value}
+            changed = {name: value for name, value in found.values.items() if options[0].get(name) != value}
             self.tuning = self.tuning.with_values(changed, why)
 
 

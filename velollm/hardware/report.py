@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from velollm.hardware.machine import CPU, GPU, Engine, Machine, Memory
+from velollm.hardware.machine import CPU, GPU, Engine, Machine
 
 __all__ = ["gigabytes", "render"]
 
@@ -36,7 +36,7 @@ def gigabytes(size: int | None) -> str:
 def _sections(machine: Machine) -> Iterator[tuple[str, list[str]]]:
     yield "System", [_system(machine)]
     yield "CPU", list(_cpu(machine.cpu))
-    yield "Memory", list(_memory(machine.memory))
+    yield "Memory", list(_memory(machine))
     for gpu in machine.gpus:
         yield "GPU", list(_gpu(gpu))
     if not machine.gpus:
@@ -51,7 +51,7 @@ def _sections(machine: Machine) -> Iterator[tuple[str, list[str]]]:
         [", ".join(machine.installed) or "none installed: `velollm models install smollm2` gets a small one"],
     )
     for engine in machine.engines:
-        yield "Engine", list(_engine(engine))
+        yield "Engine", list(_engine(engine, machine.accelerated))
     if not machine.engines:
         yield "Engine", ["none is running: `velollm serve` brings one"]
     if machine.notes:
@@ -86,12 +86,14 @@ def _cpu(cpu: CPU) -> Iterator[str]:
         yield _joined(f"L{cache.level} {gigabytes(cache.size)}" for cache in cpu.caches)
 
 
-def _memory(memory: Memory) -> Iterator[str]:
+def _memory(machine: Machine) -> Iterator[str]:
+    memory, load = machine.memory, machine.cpu.load or 0.0
     yield f"{gigabytes(memory.total)}, {gigabytes(memory.available)} available"
     if memory.limit is not None:
         yield f"limited to {gigabytes(memory.limit)} by cgroup: {gigabytes(memory.usable)} usable"
     if memory.bandwidth:
-        yield f"read at {memory.bandwidth / 1e9:.0f} GB/s (measured): what bounds tokens a second on the CPU"
+        beside = f", beside a load of {load:.0f}" if load > machine.cpu.usable_cores else ""
+        yield f"read at {memory.bandwidth / 1e9:.0f} GB/s (measured{beside}): what bounds tokens a second on the CPU"
     if memory.swap_used:
         yield f"{gigabytes(memory.swap_used)} of {gigabytes(memory.swap_total)} swap in use"
 
@@ -112,11 +114,11 @@ def _gpu(gpu: GPU) -> Iterator[str]:
         yield f"MIG {part.profile}, {gigabytes(part.memory_total)}"
 
 
-def _engine(engine: Engine) -> Iterator[str]:
+def _engine(engine: Engine, accelerated: bool) -> Iterator[str]:
     slots = f"{engine.slots} slot{'s' if engine.slots != 1 else ''}" if engine.slots else ""
     yield _joined([f"{engine.kind} {engine.version}".strip(), engine.url, slots, f"{len(engine.models)} models"])
     for model in engine.loaded:
-        share = f"{model.gpu_share:.0%} on the GPU" if model.gpu_share is not None else ""
+        share = f"{model.gpu_share:.0%} on the GPU" if accelerated and model.gpu_share is not None else ""
         context = f"context {model.context}" if model.context else ""
         yield _joined([f"loaded: {model.name}", gigabytes(model.size) if model.size else "", share, context])
     told = [f"{key}={value}" for key, value in engine.settings.items() if key.isupper() and key != "OLLAMA_MODELS"]

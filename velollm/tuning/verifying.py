@@ -12,7 +12,7 @@ from velollm.hardware.apart import run_apart
 from velollm.tuning.measuring import Load, Measurement, measure, middle
 from velollm.tuning.trials import Trial
 
-__all__ = ["Verdict", "judge", "verify"]
+__all__ = ["WORTH", "Verdict", "judge", "verify"]
 
 WORTH = 1.05  # a gain below this is noise
 PATIENCE = 1.25  # how much later the first token of a lone request may come
