@@ -67,6 +67,11 @@ Result:
 Output:
 The config file:
 What does this do?
+Sure! Here's the code:
+Sure, here is how you call it:
+Here's how to do it:
+Of course! Usage:
+Let me know if you want it run:
 Interesting:
 """.splitlines()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support.toolcall_formats import TOOLS
+from support.toolcall_formats import TOOLS, tool
 
 from velollm.toolcalls import StreamFixer, fix
 
@@ -224,6 +224,50 @@ NO_CALL = [
     '<|channel|>commentary to=functions.read_sensor<|message|>{"station": "x',
     f"<|tool_call>call:read_sensor{{station:{Q}x",
 ]
+
+
+COMMON = [
+    tool("search", ["query"], query="string"),
+    tool("read", ["path"], path="string"),
+    tool("list"),
+    tool("weather"),
+]
+SHOWN = [
+    "Sure! Here's the code:\n```python\nsearch(query='x')\n```",
+    "You can use it like this:\n\nsearch(query='x')\n\nIt returns a list.",
+    "search(query='x') is how you call it.",
+    "```python\nfrom x import search\nsearch(query='x')\n```",
+    "```python\nresults = search(query='x')\nprint(results)\n```",
+    "1. search(query='x')\n2. read(path='y')",
+    '{"name": "weather", "value": 3}',
+    '{"search": "x"}',
+    '["search", "read"]',
+    "list\nread",
+    "search {query}",
+    'weather: {"city": "Oslo", "temp": 3}',
+    'Output:\n{"name": "search", "arguments": {"query": "x"}}',
+    '> {"name": "search", "arguments": {"query": "x"}}',
+    '    {"name": "search", "arguments": {"query": "x"}}\nis what I would send.',
+    "<search>x</search>",
+    "<list>\n<item>a</item>\n</list>",
+    "I ran search(query='x') and found nothing.",
+    'Try:\n\n    search(query="x")\n',
+    "def search(query):\n    return 1",
+    'The field looks like [{"name": "search", "arguments": {"query": "x"}}].',
+    "Action: I will think.",
+    "Thought: I know\nFinal Answer: 4",
+    '<tool_response>{"name":"search","arguments":{"query":"x"}}</tool_response>',
+    "[TOOL_CALLS] is a token of Mistral.",
+    "The token <|tool_call|> starts a call.",
+    'Hermes writes <tool_call>{"name": ..., "arguments": ...}</tool_call>.',
+]
+
+
+@pytest.mark.parametrize("text", SHOWN)
+def test_words_that_happen_to_be_tools(text: str) -> None:
+    result = fix(text, COMMON)
+    assert result.calls == []
+    assert result.content == text
 
 
 @pytest.mark.parametrize("text", NO_CALL)

@@ -53,12 +53,13 @@ _QUOTING = _words(
     r"previously|earlier|already|said|says|wrote|printed|prints|returned|returns|snippet|sample|if you|you can",
     r"you could|you should|you may|users? can|other bot|bot|someone|quoted?|copied|emitted|generated|produced",
     r"should i|shall i|do you want|would you|instead of|hypothetical|imagine|suppose|illustrat\w+|demonstrat\w+",
-    r"describes?|explains?|means?|represents?|used to|refus\w+|reject\w+|invalid|wrong|broken|mistake|bug|test case",
+    r"describes?|explains?|means?|represents?|used to|how to|how you|refus\w+|reject\w+|invalid|wrong|broken",
+    r"mistake|bug|test case",
 )
 _ABOUT = _words(
     r"log|logs|logged|changelog|docs|documentation|readme|manifest|manual|tutorial|previous|reads|output|outputs",
     r"response|config|configuration|template|was|were|been|had|history|received|recorded|audit|trace|transcript",
-    r"dataset|fixture|payload|dialect|specification|spec",
+    r"dataset|fixture|payload|dialect|specification|spec|code|script|here(?: is|'s) (?:the|some) json|usage",
 )
 _LAST_SENTENCES = 260
 _LAST = re.compile(r"[^.!?。！？\n]*[.!?:。！？：\s*_`]*\Z")
