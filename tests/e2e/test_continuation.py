@@ -12,8 +12,9 @@ from tiny_gguf import write_tiny_gguf
 from velollm.backend import Backend
 from velollm.continuation import Continuation, go_on
 from velollm.contrib.llamacpp import EmbeddedBackend
+from velollm.contrib.ollama import OllamaBackend
 from velollm.errors import UnsupportedError
-from velollm.messages import ChatAnswer, ChatRequest, Collector, Message, ResponseFormat
+from velollm.messages import ChatAnswer, ChatEvent, ChatRequest, Collector, Message, ResponseFormat
 
 pytest.importorskip("xllamacpp", reason="the extra llamacpp is not installed")
 pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
@@ -137,3 +138,26 @@ async def test_an_answer_in_a_format_is_not_gone_on_with(engine: EmbeddedBackend
     request = ask(QUESTIONS[0], response_format=ResponseFormat(kind="json_object"))
     with pytest.raises(UnsupportedError, match="format"):
         await interrupted(engine, request, 3)
+
+
+async def test_ollama_goes_on_behind_its_own_prompt(ollama_url: str) -> None:
+    async with OllamaBackend(ollama_url.replace("http", "ollama", 1)) as backend:
+        assert await backend.resumes("smollm2")
+        request = ask(QUESTIONS[0], model="smollm2", max_tokens=None)
+        pieces = []
+        async with aclosing(backend.chat(request)) as events:
+            async for event in events:
+                pieces.append(event.text)
+                if len(pieces) == 16:
+                    break
+        for cut in (1, 6, 15):
+            continuation, left, rest = Continuation(request), "".join(pieces[cut:]), ""
+            for piece in pieces[:cut]:
+                continuation.observe(ChatEvent(piece))
+            continuation.cut()
+            async with aclosing(go_on(backend, continuation, again=False)) as events:
+                async for event in events:
+                    rest += event.text
+                    if len(rest) >= len(left):
+                        break
+            assert rest.startswith(left), cut
