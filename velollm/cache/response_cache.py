@@ -150,7 +150,7 @@ class ResponseCache:
         self._counts: Counter[str] = Counter()
         self._store: Store = open_store(store, self.size, clock) if isinstance(store, str) else store
         self._store.on_forget = self._forget
-        self.may_block = self._store.may_block or embedder is not None
+        self.store_blocks = self._store.may_block
         self._loader: threading.Thread | None = None
         self._closing = False
         if self._store.persistent and self.modes["semantic"] != "off":
@@ -182,6 +182,10 @@ class ResponseCache:
     def find(self, request: Request, modes: Mapping[Tier, Mode] | None = None) -> Found:
         """Search the tiers that are open to the request, the surest first. `modes` overrides the cache's for one
         route."""
+        return self.find_sure(request, modes) or self.find_semantic(request, modes)
+
+    def find_sure(self, request: Request, modes: Mapping[Tier, Mode] | None = None) -> Found | None:
+        """The first half of `find`, which needs no embedder: None if only the semantic tier can tell."""
         self._counts["lookups"] += 1
         if not request.eligibility.read:
             self._counts[f"bypass {request.eligibility.reason}"] += 1
@@ -189,11 +193,24 @@ class ResponseCache:
         shadow: Hit | None = None
         for tier in request.eligibility.tiers:
             mode = (modes or self.modes).get(tier, "off")
+            if tier == "semantic" and mode != "off":
+                return None
             hit = None if mode == "off" else self._search(tier, request)
             if hit is not None and mode == "on":
                 self._counts[f"hit {tier}"] += 1
                 return Found(hit=hit)
             shadow = shadow or hit
+        return self._not_found(shadow)
+
+    def find_semantic(self, request: Request, modes: Mapping[Tier, Mode] | None = None) -> Found:
+        """The second half: the semantic tier, where it is open."""
+        hit = self._search("semantic", request)
+        if hit is None or (modes or self.modes)["semantic"] != "on":
+            return self._not_found(hit)
+        self._counts["hit semantic"] += 1
+        return Found(hit=hit)
+
+    def _not_found(self, shadow: Hit | None) -> Found:
         self._counts["shadow" if shadow else "misses"] += 1
         return Found(shadow=shadow)
 
@@ -310,9 +327,11 @@ class ResponseCache:
             )
         if request.question is None:
             return None
-        vector = self._vector(request.question)
         with self._lock:
-            match = self._index.search(request.scope, request.question, vector)
+            match = self._index.search(request.scope, request.question)
+        if match is None and (vector := self._vector(request.question)) is not None:
+            with self._lock:
+                match = self._index.search(request.scope, request.question, vector)
         return None if match is None else self._semantic_hit(match, request)
 
     def _semantic_hit(self, match: Match, request: Request) -> Hit | None:

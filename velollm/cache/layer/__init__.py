@@ -149,7 +149,7 @@ class CacheLayer(Layer):
         return "\x00".join(parts) if any(parts) else None
 
     async def _find(self, asked: Request, request: ChatRequest) -> tuple[Found, list[ChatEvent]]:
-        found = await self.off_loop(self.cache.find, asked, self._modes.get(request.model))
+        found = await self._search(asked, self._modes.get(request.model))
         if found.hit is None:
             return found, []
         try:
@@ -157,6 +157,18 @@ class CacheLayer(Layer):
         except BadAnswer as error:
             logger.debug("a stored answer is not used: %s", error)
             return Found(), []
+
+    async def _search(self, asked: Request, modes: Mapping[Tier, Mode] | None) -> Found:
+        """Off the event loop only what takes time: a store beyond the process, or an embedder."""
+        cache = self.cache
+        if cache.store_blocks:
+            return await self.off_loop(cache.find, asked, modes)
+        found = cache.find_sure(asked, modes)
+        if found is not None:
+            return found
+        if cache.embedder is None:
+            return cache.find_semantic(asked, modes)
+        return await self.off_loop(cache.find_semantic, asked, modes)
 
     def _join(self, key: tuple[object, ...], request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         flight, leader = self._flights[key]
@@ -181,7 +193,7 @@ class CacheLayer(Layer):
 
     async def off_loop(self, call: Callable[..., T], *arguments: Any) -> T:
         """Call the cache: in a thread where its store or its embedder takes time."""
-        if not self.cache.may_block:
+        if not self.cache.store_blocks and self.cache.embedder is None:
             return call(*arguments)
         if isinstance(self.cache.embedder, BackendEmbedder):
             self.cache.embedder.bind(asyncio.get_running_loop())
