@@ -161,7 +161,13 @@ class _StoreSource:
         return export_entries(self._cache)
 
     def purge(self, criteria: dict[str, str]) -> int:
-        return self._cache.purge(**criteria)
+        name = criteria.get("tenant")
+        if name is None:
+            return self._cache.purge(**criteria)
+        from velollm.cache.layer import key_tag
+
+        others = {key: value for key, value in criteria.items() if key == "model"}
+        return self._cache.purge(tag=key_tag(name), **others) + self._cache.purge(tenant=name, **others)
 
     def close(self) -> None:
         self._cache.close()

@@ -16,6 +16,7 @@ from velollm.api.openai import render_error
 from velollm.asgi import ASGIApp, Receive, Responder, Scope, Send
 from velollm.cache import ResponseCache
 from velollm.cache.keys import tenant_digest
+from velollm.cache.layer import key_tag
 from velollm.cache.overview import export_entries, overview
 from velollm.errors import MethodNotAllowed, RequestError, VeloError
 
@@ -47,7 +48,8 @@ class CacheApi:
             if scope["method"] != method:
                 raise MethodNotAllowed(f"{scope['path']} answers {method}, not {scope['method'][:20]}")
             key = CURRENT.get()
-            tenant = None if key is None or key.admin else key.name
+            # As the layer has it: whoever gets the name of a revoked key sees none of its entries.
+            tenant = None if key is None or key.admin else f"{key.name}\x00{key.cache_salt}"
             status, body = 200, await anyio.to_thread.run_sync(answer, scope, tenant)
             if scope["path"].endswith("/export"):
                 kind = b"application/x-ndjson"
@@ -70,6 +72,10 @@ class CacheApi:
         chosen: dict[str, Any] = {name: given[name][-1] for name in CRITERIA if name in given}
         if not chosen and "all" not in given:
             raise RequestError("name what to purge: ?model=, ?tag=, ?tenant=, or ?all=1 for everything")
+        if "tenant" in chosen:
+            if "tag" in chosen:
+                raise RequestError("tag and tenant cannot be given together")
+            chosen["tag"] = key_tag(chosen.pop("tenant"))
         if tenant is not None:
             chosen["tenant"] = tenant
         return orjson.dumps({"purged": self._cache.purge(**chosen)})

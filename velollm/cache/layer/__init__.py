@@ -29,7 +29,7 @@ from velollm.cache.request import Request
 from velollm.cache.response_cache import Found, Hit, Mode, ResponseCache
 from velollm.messages import ChatAnswer, ChatEvent, ChatRequest, Collector, RequestContext
 
-__all__ = ["HEADER", "CacheLayer", "cache_of"]
+__all__ = ["HEADER", "CacheLayer", "cache_of", "key_tag"]
 
 logger = logging.getLogger("velollm.cache")
 
@@ -253,7 +253,8 @@ class _Landing:
         cache, asked, kept = self._layer.cache, self._asked, keep_answer(answer)
         if asked.eligibility.read and "semantic" in asked.eligibility.tiers:
             cache.record_shadow(asked, self._shadow, kept, route=self._route, seconds=seconds)
-        cache.keep(asked, kept)
+        owner = self._context.tenant
+        cache.keep(asked, kept, tags=(key_tag(owner),) if owner else ())
 
 
 def _flight_key(asked: Request, request: ChatRequest) -> tuple[object, ...] | None:
@@ -286,6 +287,11 @@ async def _read_along(
                     context.headers[BACKEND_HEADER] = leader.headers[BACKEND_HEADER]
             meta = None if event.meta is None else attrs.evolve(event.meta, id="")
             yield attrs.evolve(event, wire=None, raw=None, meta=meta)
+
+
+def key_tag(name: str) -> str:
+    """The tag of entries that were kept for a key, by which they can be purged."""
+    return f"key:{name}"
 
 
 def cache_of(backend: Backend) -> ResponseCache | None:
