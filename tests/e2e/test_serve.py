@@ -146,7 +146,7 @@ def test_a_bad_file_ends_it_at_once(tmp_path: Path, text: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "velollm", "serve"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 5
     assert done.returncode == 3
     assert "velollm.toml" in done.stderr
     assert "line 2" in done.stderr
@@ -206,7 +206,8 @@ async def test_a_second_sigterm_ends_it_at_once(tmp_path: Path) -> None:
     async with engine_and_proxy(tmp_path) as (engine, _, proxy), proxy.client() as http:
         engine.words = 10_000
         async with http.stream("POST", CHAT, json={**QUESTION, "stream": True}) as response:
-            await anext(response.aiter_lines())
+            lines = response.aiter_lines()  # kept: without it, the response would be closed
+            await anext(lines)
             proxy.process.send_signal(signal.SIGTERM)
             await asyncio.sleep(0.3)
             assert proxy.process.poll() is None
@@ -219,7 +220,8 @@ async def test_what_outlasts_the_patience_is_ended(tmp_path: Path) -> None:
     async with engine_and_proxy(tmp_path, "--drain-timeout", "500ms") as (engine, _, proxy), proxy.client() as http:
         engine.words = 10_000
         async with http.stream("POST", CHAT, json={**QUESTION, "stream": True}) as response:
-            await anext(response.aiter_lines())
+            lines = response.aiter_lines()
+            await anext(lines)
             begin = time.monotonic()
             proxy.process.send_signal(signal.SIGTERM)
             status, _ = await exit_of(proxy, 8)
