@@ -8,6 +8,8 @@ from contextlib import aclosing
 from typing import Any
 
 import pytest
+from support.asgi import ask as http
+from support.serving import served
 
 from velollm.backend import Backend
 from velollm.continuation import Said
@@ -271,6 +273,21 @@ async def test_a_drained_one_finishes_what_it_has() -> None:
     pool.drain("a", on=False)
     await answer(pool, ask())
     await pool.aclose()
+
+
+async def test_draining_by_http() -> None:
+    a, b = Engine("a"), Engine("b")
+    app = served(a, b)
+    place = "/velollm/api/drain/a"
+    assert (await http(app, "PUT", place, host="localhost")).json == {"backend": "a", "draining": True, "running": 0}
+    payload = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
+    for _ in range(4):
+        assert (await http(app, "POST", "/v1/chat/completions", payload, host="localhost")).status == 200
+    assert a.asked == []
+    assert (await http(app, "DELETE", place, host="localhost")).json["draining"] is False
+    assert (await http(app, "GET", "/velollm/api/drain/c", host="localhost")).status == 404
+    assert (await http(app, "POST", place, host="localhost")).status == 405
+    await app.backend.aclose()
 
 
 async def test_the_pool_goes_on_for_whoever_interrupted() -> None:

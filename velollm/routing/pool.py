@@ -28,6 +28,7 @@ from velollm.errors import (
 from velollm.messages import ChatEvent, ChatRequest, Embeddings, EmbedRequest, ModelInfo
 from velollm.routing.attempts import Attempts, Budget
 from velollm.routing.complexity import AUTO, choose, judge
+from velollm.routing.health import Health
 from velollm.routing.interruption import Interrupted
 from velollm.routing.lookup import Target, first_error, known_targets, missing
 from velollm.routing.member import Member, same_model
@@ -406,13 +407,17 @@ class BackendPool(Backend):
 
     # ---- how they fare ----
 
-    def drain(self, name: str, *, on: bool = True) -> None:
-        """Give the backend `name` no new requests (or, with `on=False`, some again). Raises `ConfigError`."""
+    def health(self, name: str) -> Health:
+        """How the backend `name` fares. Raises `PathNotFound`."""
         for member in self.members:
             if member.name == name:
-                member.health.draining = on
-                return
-        raise ConfigError(f"no backend is called {name!r}; there are {', '.join(m.name for m in self.members)}")
+                return member.health
+        known = ", ".join(member.name for member in self.members)
+        raise PathNotFound(f"no backend is called {name[:100]!r}; there are {known}")
+
+    def drain(self, name: str, *, on: bool = True) -> None:
+        """Give the backend `name` no new requests (or, with `on=False`, some again). Raises `PathNotFound`."""
+        self.health(name).draining = on
 
     def _not_draining(self, found: list[Target]) -> list[Target]:
         """Those that may have new requests, now or when they are well again."""

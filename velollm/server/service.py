@@ -25,6 +25,8 @@ logger = logging.getLogger("velollm.server")
 
 Answer = tuple[int, str, bytes]
 
+DRAIN = "/velollm/api/drain/"
+
 ROOT = f"""VeloLLM {__version__} is running.
 
 /v1/chat/completions, /v1/completions, /v1/responses, /v1/embeddings, /v1/models     OpenAI
@@ -74,11 +76,14 @@ class Service:
             await Responder(send).whole(308, [(b"location", b"/velollm/")], b"")
             return
         try:
-            if path not in self._paths:
+            if path.startswith(DRAIN):
+                status, kind, body = self._drain(path.removeprefix(DRAIN), scope["method"])
+            elif path not in self._paths:
                 raise PathNotFound(f"{path[:200]!r} is not served here; the API lies under /v1 and /api")
-            if scope["method"] not in ("GET", "HEAD"):
+            elif scope["method"] not in ("GET", "HEAD"):
                 raise MethodNotAllowed(f"{path} answers GET, not {scope['method'][:20]}")
-            status, kind, body = await self._paths[path]()
+            else:
+                status, kind, body = await self._paths[path]()
         except VeloError as error:
             note_refusal(error)
             status, kind, body = error.status, "application/json", orjson.dumps(render_error(error, ""))
@@ -102,6 +107,16 @@ class Service:
         if not self._discreet:
             state["backends"] = {name: error.message if error else "ready" for name, error in errors.items()}
         return 200 if ready else 503, "application/json", orjson.dumps(state)
+
+    def _drain(self, name: str, method: str) -> Answer:
+        """PUT: no new requests for this backend; DELETE: some again; GET: whether, and how many it still has."""
+        if method not in ("GET", "HEAD", "PUT", "DELETE"):
+            raise MethodNotAllowed(f"{DRAIN}NAME answers GET, PUT and DELETE, not {method[:20]}")
+        if method in ("PUT", "DELETE"):
+            self._pool.drain(name, on=method == "PUT")
+        health = self._pool.health(name)
+        state = {"backend": name, "draining": health.draining, "running": health.running}
+        return 200, "application/json", orjson.dumps(state)
 
     async def _describe(self) -> Answer:
         if not self._openapi:
