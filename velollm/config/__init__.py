@@ -16,6 +16,7 @@ from velollm.config.settings import (
     ToolCallSettings,
 )
 from velollm.config.units import (
+    AUTO,
     parse_concurrency,
     parse_seconds,
     parse_size,
@@ -25,6 +26,7 @@ from velollm.config.units import (
 )
 
 __all__ = [
+    "AUTO",
     "BackendDefaults",
     "BackendSettings",
     "CacheSettings",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from urllib.parse import urlsplit
 
 from velollm.backend import Backend, Limits, open_backend
-from velollm.config import BackendSettings, Settings
+from velollm.config import AUTO, BackendSettings, Settings
 from velollm.errors import ConfigError
 from velollm.routing import BackendPool, Turns
 
@@ -32,7 +33,8 @@ def open_pool(
     for one in settings.backends:
         aliases.update(one.aliases)
     own = {backend.name for backend in embedded}
-    each = {backend.name: one.concurrency for one, backend in opened if one.concurrency is not None}
+    asked = {backend.name: _concurrency(one, settings, secrets) for one, backend in opened}
+    each = {name: number for name, number in asked.items() if number is not None}
     scheduling = settings.scheduling
     turns = Turns(
         policy=settings.routing.policy,
@@ -78,6 +80,16 @@ def _embed(model: str, settings: Settings) -> Backend:
         num_blocks=engine.blocks,
         batch=engine.batch,
     )
+
+
+def _concurrency(one: BackendSettings, settings: Settings, environ: Mapping[str, str]) -> int | None:
+    """What the settings say of this backend, or for an Ollama of this machine, what its own variable says."""
+    if one.concurrency is not None or settings.defaults.concurrency != AUTO:
+        return one.concurrency
+    parts = urlsplit(one.url)
+    told = environ.get("OLLAMA_NUM_PARALLEL", "")
+    ollama = "ollama" in (parts.scheme, one.kind) and parts.hostname in ("127.0.0.1", "localhost", "::1")
+    return int(told) if ollama and told.isascii() and told.isdigit() and int(told[:9]) > 0 else None
 
 
 def _url(one: BackendSettings) -> str:
