@@ -36,7 +36,8 @@ def test_each_backend_has_its_limit() -> None:
 def test_settings_reach_the_dispatcher() -> None:
     settings = load(
         ("defaults.concurrency", "2"), ("scheduling.max_queue", "7"), ("scheduling.ageing", "1m"),
-        ("routing.policy", "prefix"), ("scheduling.slo", "2"), ("scheduling.queue_timeout", "5s"), ("scheduling.model_quantum", "0"),
+        ("routing.policy", "prefix"), ("scheduling.slo", "2"), ("scheduling.queue_timeout", "5s"),
+        ("scheduling.model_quantum", "0"),
     )  # fmt: skip
     pool = open_pool(settings, environ={"OLLAMA_NUM_PARALLEL": "9"}, on_health=lambda name, up: None)
     dispatcher = pool.turns.scheduler.dispatcher
