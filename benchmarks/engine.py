@@ -110,9 +110,9 @@ async def interleaved(name: str, peers: list[Peer], rounds: int, prompts: Prompt
 async def scenarios(model: str, rounds: int, threads: int) -> dict[str, Any]:
     peers = {
         "velo": open_gguf(model, engine="velo", threads=threads, ctx=2048, num_blocks=1024),
-        "llama-server, 1 slot": open_gguf(model, threads=threads, ctx=2048, parallel=1),
-        "llama-server, 8 slots": open_gguf(model, threads=threads, ctx=2048, parallel=8),
-        "llama-server, 16 slots": open_gguf(model, threads=threads, ctx=2048, parallel=16),
+        "llama-server, 1 slot": open_gguf(model, engine="llama-server", threads=threads, ctx=2048, parallel=1),
+        "llama-server, 8 slots": open_gguf(model, engine="llama-server", threads=threads, ctx=2048, parallel=8),
+        "llama-server, 16 slots": open_gguf(model, engine="llama-server", threads=threads, ctx=2048, parallel=16),
     }
     made = [Peer(name, backend) for name, backend in peers.items()]
     velo, one, eight, sixteen = made
@@ -134,7 +134,10 @@ async def scenarios(model: str, rounds: int, threads: int) -> dict[str, Any]:
 
     narrow = [
         Peer("velo", open_gguf(model, engine="velo", threads=threads, ctx=1024, num_blocks=96)),
-        Peer("llama-server, one pool", open_gguf(model, threads=threads, ctx=1536, parallel=16, unified=True)),
+        Peer(
+            "llama-server, one pool",
+            open_gguf(model, engine="llama-server", threads=threads, ctx=1536, parallel=16, unified=True),
+        ),
     ]
 
     async def long(number: int) -> list[list[int]]:

@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -74,11 +75,15 @@ async def serve(backend: EngineBackend, key: str, reader: asyncio.StreamReader, 
                 continue
             task = asyncio.create_task(_answer(backend, writer, number, method, arguments))
             tasks[number] = task
-            task.add_done_callback(lambda _, number=number: tasks.pop(number, None))
+            task.add_done_callback(partial(_forget, tasks, number))
     finally:
         for task in tasks.values():
             task.cancel()
         writer.close()
+
+
+def _forget(tasks: dict[int, asyncio.Task[None]], number: int, _: asyncio.Task[None]) -> None:
+    tasks.pop(number, None)
 
 
 async def _answer(

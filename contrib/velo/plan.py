@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import attrs
 
-from velollm.contrib.llamacpp.plan import KV_BYTES, USUAL_CONTEXT, Machine, kv_bytes_per_token
+from velollm.contrib.llamacpp.plan import USUAL_CONTEXT, Machine
 from velollm.engine.blocks import BLOCK_SIZE
 from velollm.errors import ConfigError
+from velollm.hardware.gguf import KV_BYTES, kv_bytes_per_token
 from velollm.models.gguf import GGUF
 
 __all__ = ["EnginePlan", "make_plan"]

@@ -187,7 +187,7 @@ def _constraint(request: ChatRequest, forced: ForcedCall | None, grammars: Gramm
     schema = extra.get("json_schema", extra.get("guided_json"))
     if schema is not None:
         return grammars.json_schema(_parsed(schema))
-    if isinstance(extra.get("grammar"), str):
+    if isinstance(extra.get("grammar"), str) and extra["grammar"].strip():
         return grammars.gbnf(extra["grammar"])
     if isinstance(extra.get("guided_regex"), str):
         return grammars.regex(extra["guided_regex"])

@@ -25,7 +25,7 @@ SPECIAL = b"\xff"  # marks tokens that are no text
 INIT_BYTES = 1024  # struct LlgConstraintInit has less, and only the library looks into it
 TOKEN = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 LARGEST_GRAMMAR = 1_000_000
-DEEPEST_SCHEMA = 200
+DEEPEST_SCHEMA = DEEPEST_GRAMMAR = 200
 VALUES = frozenset({"const", "enum", "default", "examples"})  # what stands there is no schema
 # JSON as models write it, in one line: with white space at will, small ones go on with it for ever.
 JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -44,9 +44,10 @@ class Grammars:
 
         An object whose properties are named has no others, unless the schema says so: models would go on inventing.
         """
-        if not isinstance(schema, (dict, bool)):
-            raise RequestError("a JSON schema is an object or a boolean", param="response_format")
-        wanted = _closed(schema) if isinstance(schema, dict) else {} if schema else {"not": {}}
+        if not isinstance(schema, dict) and schema is not True:
+            words = "no JSON satisfies the schema false" if schema is False else "a JSON schema is an object"
+            raise RequestError(words, param="response_format")
+        wanted = {} if schema is True else _closed(schema)
         style = {**JSON_STYLE, "lenient": True}
         text = json.dumps({**wanted, "x-guidance": style})
         return lambda: self._match(b"json_schema", text, "response_format")
@@ -79,6 +80,8 @@ class Grammars:
     def _gbnf(self, grammar: str) -> GbnfConstraint:
         if len(grammar) > LARGEST_GRAMMAR or "\0" in grammar:
             raise RequestError("the grammar is too large, or no text", param="grammar")
+        if _depth(grammar) > DEEPEST_GRAMMAR:  # llama.cpp's parser would run out of stack
+            raise RequestError("the grammar is nested too deeply", param="grammar")
         handle = self._library.llama_sampler_init_grammar(
             self._vocabulary.handle, grammar.encode("utf-8", "replace"), b"root"
         )
@@ -187,3 +190,15 @@ def _closed(node: Any, depth: int = 0) -> Any:
     if "allOf" in node:
         made["allOf"] = node["allOf"]
     return made
+
+
+def _depth(grammar: str) -> int:
+    """How deep its parentheses are nested, those in strings counted too."""
+    depth = deepest = 0
+    for letter in grammar:
+        if letter == "(":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif letter == ")":
+            depth = max(depth - 1, 0)
+    return deepest

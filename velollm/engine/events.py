@@ -25,7 +25,7 @@ class Drop(NamedTuple):
 
 
 class Copy(NamedTuple):
-    """Copy the first `tokens` tokens of the block `source` to the block `target`; shared cells need no copy."""
+    """Copy the first `tokens` places of the block `source` to the block `target`; shared cells need no copy."""
 
     source: int
     target: int
@@ -33,7 +33,7 @@ class Copy(NamedTuple):
 
 
 class Export(NamedTuple):
-    """Copy the state of the slot (its blocks, its first `tokens` tokens) to the host and keep it under `key`."""
+    """Copy the state of the slot (its blocks, its first `tokens` places) to the host and keep it under `key`."""
 
     key: int
     slot: int

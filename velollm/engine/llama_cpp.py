@@ -11,6 +11,7 @@ import ctypes as c
 import logging
 import os
 from functools import lru_cache
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ logger = logging.getLogger("velollm.engine.llama")
 # One thread that waits busily for its neighbours costs more than it gains as soon as a core is shared.
 # OpenMP looks once, when the library is loaded.
 WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
-WHEEL = "xllamacpp == 2026.10.11549"
+WHEEL = "2026.10.11549"
 POINTER, INT, UINT, FLOAT, BOOL, SIZE, TEXT = (
     c.c_void_p,
     c.c_int32,
@@ -34,7 +35,7 @@ POINTER, INT, UINT, FLOAT, BOOL, SIZE, TEXT = (
     c.c_size_t,
     c.c_char_p,
 )
-ERROR, WARNING, CONTINUED = 4, 3, 5  # ggml's log levels
+ERROR, CONTINUED = 4, 5  # ggml's log levels
 
 
 class ModelParams(c.Structure):
@@ -156,8 +157,14 @@ FUNCTIONS: dict[str, tuple[Any, ...]] = {  # name: result, arguments
 }
 
 # What this build's defaults are, one field from each part of the structures.
-MODEL_DEFAULTS = {"n_gpu_layers": -1, "split_mode": 1, "load_mode": -1, "lazy_mode": 1, "use_extra_bufts": True}
-CONTEXT_DEFAULTS = {
+MODEL_DEFAULTS: dict[str, Any] = {
+    "n_gpu_layers": -1,
+    "split_mode": 1,
+    "load_mode": -1,
+    "lazy_mode": 1,
+    "use_extra_bufts": True,
+}
+CONTEXT_DEFAULTS: dict[str, Any] = {
     "n_ctx": 512, "n_batch": 2048, "n_ubatch": 512, "n_seq_max": 1, "n_outputs_max_per_seq": 1, "pooling_type": -1,
     "flash_attn_type": -1, "yarn_ext_factor": -1.0, "yarn_beta_slow": -1.0, "defrag_thold": -1.0, "type_k": 1,
     "type_v": 1, "moe_cache_size": 0, "embeddings": False, "offload_kqv": True, "no_perf": True, "op_offload": True,
@@ -172,8 +179,8 @@ def load_library(path: str | None = None) -> Any:
     Raises `ConfigError` when it is missing, or not the build that this code was written for.
     """
     where = path or _find()
-    for variable, way in WAITING.items():
-        os.environ.setdefault(variable, way)
+    for name, value in WAITING.items():
+        os.environ.setdefault(name, value)
     try:
         library = c.CDLL(where)
         for name, (result, *arguments) in FUNCTIONS.items():
@@ -181,15 +188,16 @@ def load_library(path: str | None = None) -> Any:
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
         raise _wrong_build(where, str(error)) from error
-    for given, known in (
+    checks: tuple[tuple[Any, dict[str, Any]], ...] = (
         (library.llama_model_default_params(), MODEL_DEFAULTS),
         (library.llama_context_default_params(), CONTEXT_DEFAULTS),
-    ):
+    )
+    for given, known in checks:
         for name, value in known.items():
             found = getattr(given, name)
             if found != value:
                 raise _wrong_build(where, f"the default of {name} is {found!r} there, not {value!r}")
-    library.llama_log_set(_log, None)
+    library.llama_log_set(LOG, None)
     library.llama_backend_init()
     return library
 
@@ -198,6 +206,9 @@ def _find() -> str:
     spec = find_spec("xllamacpp")
     if spec is None or spec.origin is None:
         raise ConfigError('a GGUF file needs llama.cpp to run: pip install "velollm[llamacpp]"')
+    found_version = version("xllamacpp")
+    if found_version != WHEEL:  # said before anything is called with structures that may not be its own
+        raise _wrong_build(spec.origin, f"it is version {found_version}")
     found = sorted(Path(spec.origin).parent.glob("xllamacpp*.abi3.so")) or sorted(
         Path(spec.origin).parent.glob("xllamacpp*.pyd")
     )
@@ -207,12 +218,14 @@ def _find() -> str:
 
 
 def _wrong_build(where: str, why: str) -> ConfigError:
-    return ConfigError(f"{where} is not the llama.cpp that this engine is made for ({WHEEL}): {why}")
+    return ConfigError(f"{where} is not the llama.cpp that this engine is made for (xllamacpp {WHEEL}): {why}")
 
 
-@c.CFUNCTYPE(None, c.c_int, c.c_char_p, c.c_void_p)  # type: ignore[untyped-decorator]
 def _log(level: int, text: bytes, _: Any) -> None:
     """llama.cpp's own log: its errors are shown, the rest for whoever looks closely."""
     words = text.decode("utf-8", "replace").strip()
     if words and level != CONTINUED:
         logger.log(logging.ERROR if level == ERROR else logging.DEBUG, "%s", words)
+
+
+LOG = c.CFUNCTYPE(None, c.c_int, c.c_char_p, c.c_void_p)(_log)  # kept here for as long as the library may call it

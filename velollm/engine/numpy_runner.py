@@ -128,7 +128,7 @@ class NumpyRunner:
         return (x @ self._weights[name].T).reshape(len(x), heads, self._width)
 
     def _norm(self, x: Floats, name: str) -> Floats:
-        scale = np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(self._epsilon))
+        scale = np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + self._epsilon).astype(np.float32)
         normed: Floats = x / scale * self._weights[name]
         return normed
 

@@ -252,8 +252,9 @@ class Scheduler:
                 continue
             if sequence.swapped and sequence.num_computed - len(hits) * self.blocks.block_size < self._recompute:
                 self._discard(sequence)
-            need = self.blocks.need(() if sequence.swapped else hits, len(sequence))
-            if not self._make_room(sequence, need, plan) or not self._enter(sequence, hits, plan):
+            if sequence.swapped:
+                hits = []
+            if not self._make_room(sequence, hits, plan) or not self._enter(sequence, hits, plan):
                 skipped, blocked = skipped + 1, sequence.priority
 
     def _prefix(self, sequence: Sequence) -> list[bytes]:
@@ -263,33 +264,31 @@ class Scheduler:
         size = self.blocks.block_size
         return sequence.hash_to(size)[: (len(sequence) - 1) // size]
 
-    def _make_room(self, sequence: Sequence, need: int, plan: _Plan) -> bool:
-        """Whether `need` blocks and a place are there, if need be by preempting less urgent classes.
+    def _make_room(self, sequence: Sequence, hits: list[Block], plan: _Plan) -> bool:
+        """Whether a place and blocks are there for all its tokens, if need be by preempting less urgent classes.
 
         Of those, what came so much earlier that it has aged past `sequence` keeps up to a quarter of the places.
         """
-        need += self._watermark if self.running else 0
-        if self._fits(need):
+        if self._fits(sequence, hits):
             return True
         key = self._key(sequence)
         worse = [one for one in self.running if one.priority > sequence.priority]
         aged = [one for one in worse if self._key(one) < key][: max(1, self.max_running // 4)]
         worse = [one for one in worse if one not in aged]
         room = sum(len(one.table.blocks) for one in worse if one.table is not None)
-        if not worse or need > self.blocks.num_free + room:
+        if not worse or self.blocks.need(hits, len(sequence)) > self.blocks.num_free + room:
             return False
-        while worse and not self._fits(need):
+        while worse and not self._fits(sequence, hits):
             victim = worse.pop()
             plan.remove(victim)
-            self.preempt(victim)
-        return self._fits(need)
+            self.preempt(victim)  # which may leave some of the hits without a user: they are counted anew
+        return self._fits(sequence, hits)
 
-    def _fits(self, need: int) -> bool:
+    def _fits(self, sequence: Sequence, hits: list[Block]) -> bool:
+        need = self.blocks.need(hits, len(sequence)) + (self._watermark if self.running else 0)
         return need <= self.blocks.num_free and len(self.running) < self.max_running
 
     def _enter(self, sequence: Sequence, hits: list[Block], plan: _Plan) -> bool:
-        if sequence.swapped:
-            hits = []
         table = self.blocks.open(hits)
         if table is None and hits and self.blocks.need((), len(sequence)) <= self.blocks.num_free:
             hits, table = [], self.blocks.open()  # the only slot to be had is the one that holds the hits

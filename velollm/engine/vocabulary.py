@@ -47,7 +47,7 @@ class Vocabulary:
 
     def encode(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
         """The ids of `text`. `parse_special` reads names of control tokens in it as these tokens."""
-        data = text.encode("utf-8", "surrogatepass")
+        data = text.encode("utf-8", "replace")
         room = len(data) + 8
         while True:
             ids = (c.c_int32 * room)()
