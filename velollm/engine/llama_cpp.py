@@ -179,8 +179,8 @@ def load_library(path: str | None = None) -> Any:
     Raises `ConfigError` when it is missing, or not the build that this code was written for.
     """
     where = path or _find()
-    for name, value in WAITING.items():
-        os.environ.setdefault(name, value)
+    for variable, way in WAITING.items():
+        os.environ.setdefault(variable, way)
     try:
         library = c.CDLL(where)
         for name, (result, *arguments) in FUNCTIONS.items():
