@@ -8,30 +8,21 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
 
 import orjson
 import pytest
 from backend_contract import BackendContract
+from support.asking import PICK, answer, ask
 from tiny_gguf import write_tiny_gguf
 
-from velollm.backend import Backend, Limits
+from velollm.backend import Limits
 from velollm.contrib.llamacpp import EmbeddedBackend
 from velollm.contrib.velo import ServedEngine
 from velollm.errors import BackendError, BackendTimeout, ConfigError, ContextLengthExceeded, RequestError
-from velollm.messages import ChatAnswer, ChatRequest, Collector, EmbedRequest, Message, ResponseFormat, Tool, ToolChoice
+from velollm.messages import ChatRequest, EmbedRequest, ResponseFormat, ToolChoice
 
 pytest.importorskip("xllamacpp", reason="the extra llamacpp is not installed")
 pytestmark = [pytest.mark.e2e, pytest.mark.anyio]
-
-PICK = Tool(
-    name="pick_number",
-    parameters={
-        "type": "object",
-        "properties": {"n": {"type": "integer", "minimum": 1, "maximum": 99}},
-        "required": ["n"],
-    },
-)
 
 
 @pytest.fixture(scope="module")
@@ -43,18 +34,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def backend(tiny: Path) -> AsyncIterator[ServedEngine]:
     async with ServedEngine(str(tiny), threads=1) as made:
         yield made
-
-
-def ask(text: str = "Say hello.", **changes: Any) -> ChatRequest:
-    known = {"messages": [Message(role="user", content=text)], "max_tokens": 40, "temperature": 0}
-    return ChatRequest(**{**known, **changes})
-
-
-async def answer(backend: Backend, request: ChatRequest) -> ChatAnswer:
-    collector = Collector()
-    async for event in backend.chat(request):
-        collector.add(event)
-    return collector.answer()
 
 
 def child_of(backend: ServedEngine) -> int:
@@ -81,7 +60,7 @@ class TestContract(BackendContract):
 async def test_everything_crosses_the_process_boundary(backend: ServedEngine) -> None:
     got = await answer(backend, ask(n=2, temperature=1.0, seed=3, logprobs=True, top_logprobs=2))
     assert len({choice.text for choice in got.choices}) == 2
-    assert all(len(choice.logprobs["content"]) == 40 for choice in got.choices if choice.logprobs)
+    assert all(len(choice.logprobs["content"]) == 24 for choice in got.choices if choice.logprobs)
     assert got.usage is not None
     assert got.usage.timings is not None
     assert await backend.count_tokens(ask()) == (await answer(backend, ask())).usage.prompt_tokens  # type: ignore[union-attr]

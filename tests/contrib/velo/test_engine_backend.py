@@ -7,14 +7,13 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
 
 import orjson
 import pytest
 from backend_contract import BackendContract
+from support.asking import PICK, WEATHER, answer, ask
 from tiny_gguf import write_tiny_gguf
 
-from velollm.backend import Backend
 from velollm.errors import (
     ConfigError,
     ContextLengthExceeded,
@@ -23,9 +22,7 @@ from velollm.errors import (
     UnsupportedError,
 )
 from velollm.messages import (
-    ChatAnswer,
     ChatRequest,
-    Collector,
     EmbedRequest,
     ImagePart,
     Message,
@@ -40,24 +37,6 @@ pytest.importorskip("xllamacpp", reason="the extra llamacpp is not installed")
 from velollm.contrib.velo import EngineBackend
 
 pytestmark = pytest.mark.anyio
-
-WEATHER = Tool(
-    name="get_weather",
-    parameters={
-        "type": "object",
-        "properties": {"city": {"type": "string", "minLength": 2, "maxLength": 20}, "unit": {"enum": ["c", "f"]}},
-        "required": ["city", "unit"],
-    },
-)
-PICK = Tool(
-    name="pick_number",
-    parameters={
-        "type": "object",
-        "properties": {"n": {"$ref": "#/$defs/n"}},
-        "required": ["n"],
-        "$defs": {"n": {"type": "integer", "minimum": 1, "maximum": 99}},
-    },
-)
 
 
 @pytest.fixture(scope="module")
@@ -74,18 +53,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def backend(tiny: Path, anyio_backend: str) -> AsyncIterator[EngineBackend]:
     async with EngineBackend(str(tiny), threads=1, num_blocks=256, kv_type="f32") as made:
         yield made
-
-
-def ask(text: str = "Say hello.", **changes: Any) -> ChatRequest:
-    known = {"messages": [Message(role="user", content=text)], "max_tokens": 24, "temperature": 0}
-    return ChatRequest(**{**known, **changes})
-
-
-async def answer(backend: Backend, request: ChatRequest) -> ChatAnswer:
-    collector = Collector()
-    async for event in backend.chat(request):
-        collector.add(event)
-    return collector.answer()
 
 
 def free(backend: EngineBackend) -> bool:
