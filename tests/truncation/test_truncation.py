@@ -140,3 +140,15 @@ def test_estimates_stay_in_bounds(seen: list[tuple[float, int]]) -> None:
 @given(st.integers(1, 200_000), st.integers(1, 100_000))
 def test_what_was_read_whole_was_not_cut(counted: int, context: int) -> None:
     assert not was_cut(counted, float(counted), context)
+
+
+async def test_another_kind_of_text_is_not_taken_for_a_cut() -> None:
+    """Code has half as many characters a token again: what was learned from it does not condemn prose."""
+    layer, engine = TruncationLayer(Engine(density=1.5), "error"), Engine()
+    for _ in range(10):
+        async for _event in layer.chat(ask(1500, 4096)):
+            pass
+    layer.inner = engine
+    for words in (1000, 2000, 3000, 3500):
+        async for _event in layer.chat(ask(words, 4096)):
+            pass

@@ -10,7 +10,7 @@ from collections import OrderedDict
 
 from velollm.messages import ChatRequest
 
-__all__ = ["Estimates", "rough_tokens", "was_cut"]
+__all__ = ["SMALLEST", "Estimates", "rough_tokens", "was_cut"]
 
 ASCII_A_TOKEN = 4.2  # characters
 OTHERS_A_TOKEN = 1.6
@@ -19,10 +19,11 @@ TOOL_CHARACTERS = 300
 LEARNING = 0.2
 LOWEST, HIGHEST = 0.25, 4.0
 MOST_MODELS = 256
-SMALLEST = 48  # shorter prompts teach nothing: the template outweighs them
+SMALLEST = 300  # tokens: shorter prompts teach nothing, the template outweighs them
 
 NEAR = 0.03  # of the context: what is cut to fit ends so close below it
-MUCH_LESS = 0.75
+MUCH_LESS = 0.62  # what is cut to half comes to less; languages and code differ by less
+MORE = 1.1
 LESS = 0.88
 
 
@@ -68,4 +69,4 @@ def was_cut(counted: int, expected: float, context: int) -> bool:
         return False
     if counted >= context * (1 - NEAR):
         return counted < LESS * expected
-    return expected > context and counted < MUCH_LESS * expected
+    return expected > MORE * context and counted < MUCH_LESS * expected

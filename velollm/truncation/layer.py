@@ -13,7 +13,7 @@ from typing import Literal
 from velollm.backend import Backend, Layer
 from velollm.errors import ContextLengthExceeded, VeloError
 from velollm.messages import ChatEvent, ChatRequest
-from velollm.truncation.estimates import Estimates, rough_tokens, was_cut
+from velollm.truncation.estimates import SMALLEST, Estimates, rough_tokens, was_cut
 
 __all__ = ["HEADER", "TruncationLayer"]
 
@@ -40,9 +40,14 @@ class TruncationLayer(Layer):
         self._estimates = Estimates()
         self._contexts: OrderedDict[str, tuple[float, int | None]] = OrderedDict()
 
-    async def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
-        """Generate, with an eye on how much of the prompt was read."""
+    def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+        """Generate, with an eye on how much of a prompt of some length was read."""
         rough = rough_tokens(request)
+        if rough < SMALLEST and "num_ctx" not in request.options:
+            return self.inner.chat(request)
+        return self._watched(request, rough)
+
+    async def _watched(self, request: ChatRequest, rough: float) -> AsyncGenerator[ChatEvent, None]:
         exact = None
         if rough >= LARGE or "num_ctx" in request.options:
             exact = await self._count(request, rough)
