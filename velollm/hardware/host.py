@@ -72,7 +72,7 @@ class Host(ABC):
         """Bytes in all and bytes free where `path` lies, or would."""
 
     def tail(self, path: str, size: int) -> str:
-        """The end of a file, `size` bytes at most; empty when there is none. What it is read for is the owner's log."""
+        """The end of a file (a log, say), `size` bytes at most; empty when there is none."""
         text = self.read(path) or ""
         return text[-size:]
 

@@ -48,7 +48,7 @@ class Tuning:
         return {setting.name: setting.value for setting in self.settings}
 
     def with_values(self, values: Mapping[str, str], why: str) -> Tuning:
-        """The same with other values (a None-less update): names that are new come last, with `why` as their reason."""
+        """The same with other values: names that are new come last, with `why` as their reason."""
         known = self.values
         changed = [
             setting if values.get(setting.name, setting.value) == setting.value
