@@ -27,7 +27,7 @@ from time import perf_counter
 from typing import Any
 
 import httpx
-from load import HERE, cpu_seconds, free_port, http_request, machine, press, raw_upstream
+from harness import HERE, cpu_seconds, free_port, http_request, machine, press, raw_upstream
 
 from velollm.cache import ResponseCache
 from velollm.cache.embedder import open_embedder

@@ -197,3 +197,10 @@ def test_without_a_file_it_is_the_users(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     assert main(["keys", "add", "laptop"]) == 0
     assert [found.name for found in list_keys(tmp_path / "velollm" / "keys.toml")] == ["laptop"]
+
+
+def test_what_a_plain_key_parts_outlives_a_restart(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    path.write_text('[[keys]]\nname = "ann"\nkey = "a-key-for-ann-of-some-length"\n')
+    salts = {key.cache_salt for _ in range(3) if (key := KeyFile(path).find("a-key-for-ann-of-some-length"))}
+    assert len(salts) == 1

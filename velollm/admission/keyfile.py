@@ -88,6 +88,7 @@ def read_keys(path: Path) -> KeyRing:
         raise ConfigError(f"{path}: two keys have the name {max(names, key=names.count)!r}")
     if any("key" in item for item in items):
         _hide(path, text)
+        keys = list_keys(path)  # with the salts that stand in the file from now on: what they part outlives a restart
     elif path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
         logger.warning("%s can be read by other users: chmod 600 %s", path, path)
     return KeyRing(keys)
