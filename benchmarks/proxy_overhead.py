@@ -28,7 +28,8 @@ import attrs
 import httpx
 from harness import HERE, MARK, cpu_seconds, free_port, http_request, machine, press, raw_upstream
 
-VELOLLM = "{python} -m velollm serve --backend openai+http://127.0.0.1:{upstream}/v1 --port {port}"
+# As many at once as come: this upstream answers at any pace, from which nothing can be learned about its slots.
+VELOLLM = "{python} -m velollm serve --backend openai+http://127.0.0.1:{upstream}/v1 --port {port} --concurrency 256"
 ALONE = "--cache off --tool-calls off"
 CHUNKS = 64
 MESSAGES = [
