@@ -378,7 +378,7 @@ async def _conversations(port: int, count: int, turns: int, *, sessions: bool = 
 
 def _three(policy: str, *, sessions: bool = False) -> tuple[list[int], list[int], list[Answer]]:
     with ExitStack() as stack:
-        ports = [stack.enter_context(engine("--slots", "2", "--cache", "14000")) for _ in range(3)]
+        ports = [stack.enter_context(engine("--slots", "2", "--cache", "9000")) for _ in range(3)]
         backends = [part for port in ports for part in ("--backend", f"llamacpp://127.0.0.1:{port}")]
         port = stack.enter_context(velollm(*backends, "--routing", policy))
         answers = asyncio.run(_conversations(port, 24, 6, sessions=sessions))

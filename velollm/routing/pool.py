@@ -204,6 +204,7 @@ class BackendPool(Backend):
             events = go_on(member.backend, stream, request=asked)
         else:
             events = member.backend.chat(asked)
+        watched = events if turn.interruption is None else turn.interruption.watch(events)
         health, clock = member.health, self._clock
         health.sent(clock())
         if self._watch is not None:
@@ -211,7 +212,7 @@ class BackendPool(Backend):
         first = 0.0
         pieces = 0
         try:
-            async for event in events if turn.interruption is None else turn.interruption.watch(events):
+            async for event in watched:
                 pieces += 1
                 health.heard = now = clock()
                 if pieces == 1:
@@ -237,6 +238,7 @@ class BackendPool(Backend):
             self._budget.earn()
             self._note_pace(member, asked.model, now - first, pieces)
         finally:
+            await watched.aclose()
             await events.aclose()
 
     async def embed(self, request: EmbedRequest) -> Embeddings:

@@ -13,7 +13,7 @@ __all__ = ["Residency"]
 
 UNKNOWN_QUANTUM = 1.0  # while it is not known whether two models fit together, the other one waits so long at most
 LOAD_SECONDS = 0.25  # what an engine calls loading although the model was there takes less
-SLOWER = 3.0
+SLOWER, HARDLY_SLOWER = 3.0, 1.5  # times what is usual; between the two, nothing is known
 BELIEVED = 600.0
 KEPT_SECONDS = 240.0  # engines drop a model that was idle for longer (Ollama: five minutes)
 MOST_PAIRS = 1024
@@ -23,13 +23,14 @@ MOST_MODELS = 256
 class Residency:
     """The models of one backend. `quantum` is in seconds; with 0, models change as requests come."""
 
-    __slots__ = ("_pairs", "_used", "current", "quantum", "since")
+    __slots__ = ("_doubts", "_pairs", "_used", "current", "quantum", "since")
 
     def __init__(self, quantum: float) -> None:
         self.quantum = quantum
         self.current: str | None = None
         self.since = 0.0
         self._pairs: dict[frozenset[str], tuple[bool, float]] = {}
+        self._doubts: set[frozenset[str]] = set()
         self._used: dict[str, float] = {}
 
     def apart(self, one: str, other: str, now: float) -> bool | None:
@@ -100,10 +101,19 @@ class Residency:
 
     def observed(self, previous: str, model: str, seconds: float, usual: float, now: float) -> None:
         """The first byte of `model` after `previous` took `seconds`, where `usual` are what it takes otherwise."""
-        self._judge(previous, model, seconds > SLOWER * usual + LOAD_SECONDS, now)
+        if seconds > SLOWER * usual + LOAD_SECONDS:
+            self._judge(previous, model, True, now)
+        elif seconds <= HARDLY_SLOWER * usual + LOAD_SECONDS / 2:
+            self._judge(previous, model, False, now)
 
     def _judge(self, previous: str, model: str, apart: bool, now: float) -> None:
+        """Note a verdict; one that two models fit together after all needs to be found twice."""
         pair = frozenset((previous, model))
-        if len(self._pairs) >= MOST_PAIRS and pair not in self._pairs:
+        known = self._pairs.get(pair)
+        if known is not None and known[0] and not apart and pair not in self._doubts:
+            self._doubts.add(pair)
+            return
+        self._doubts.discard(pair)
+        if len(self._pairs) >= MOST_PAIRS and known is None:
             del self._pairs[next(iter(self._pairs))]
         self._pairs[pair] = (apart, now)

@@ -13,7 +13,7 @@ __all__ = ["Scheduler"]
 
 
 class Scheduler:
-    """Gives turns. `clock` gives seconds, as `time.monotonic` does; `on_start` hears how long a job has waited.
+    """Gives turns. `clock` gives seconds, as `time.monotonic` does.
 
     Whoever has taken a turn gives it back with `done`, whatever happens; one that was given up while waiting needs no
     `done`.
