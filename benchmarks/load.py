@@ -28,7 +28,7 @@ from client import Answer, ask, get, percentile
 from harness import HERE, free_port, machine
 
 MODEL = "sim"
-# Everything takes so many times as long, the engine's work and what is asked of it: for machines that are busy otherwise.
+# Everything takes so many times as long, the engine's work and what is asked of it: for machines that are busy.
 TIMES = float(os.environ.get("LOAD_TIMES", "1"))
 INTERACTIVE = {"x-velollm-priority": "interactive"}
 BATCH = {"x-velollm-priority": "batch"}
@@ -505,7 +505,10 @@ def write(found: dict[str, list[Figure]], about: dict[str, str], folder: Path) -
     every = {name: [Figure(**figure) for figure in figures] for name, figures in known.items()} | found
     text = "\n".join(f"- **{name}**: {words}" for name, words in about.items())
     head = "# Under load\n\nVeloLLM in front of an engine, against the same clients at the engine itself."
-    tail = f"clients, proxy and engine on the same machine; all times {TIMES:g} times as long. Repeat with `python benchmarks/load.py`."
+    tail = (
+        f"clients, proxy and engine on the same machine; all times {TIMES:g} times as long (`LOAD_TIMES`). Repeat with "
+        "`python benchmarks/load.py`."
+    )
     (folder / "load.md").write_text(f"{head}\n\n{table(every)}\n\n{text}\n\nMeasured on {machine()}, {tail}\n")
     plain = {name: [attrs.asdict(figure) for figure in figures] for name, figures in every.items()}
     record_file.write_text(json.dumps({"machine": machine(), "scenarios": plain}, indent=1) + "\n")
