@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes as c
 import logging
 import os
-from functools import lru_cache
+from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -172,7 +172,7 @@ CONTEXT_DEFAULTS: dict[str, Any] = {
 }  # fmt: skip
 
 
-@lru_cache(maxsize=1)
+@cache
 def load_library(path: str | None = None) -> Any:
     """The library with its functions declared; `path` stands in for the wheel's.
 
