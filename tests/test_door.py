@@ -223,7 +223,7 @@ async def test_forwarding_streams_a_large_upload_and_hides_credentials() -> None
 
 async def test_wrong_method_names_the_right_one() -> None:
     answer = await ask(VeloLLM(backend=ScriptedBackend()), "GET", "/v1/chat/completions")
-    assert answer.status == 405
+    assert (answer.status, answer.headers["allow"]) == (405, "POST")
     assert "POST" in answer.json["error"]["message"]
 
 

@@ -81,8 +81,7 @@ class Door:
 
     def _unknown(self, method: str, path: str) -> Handler:
         if path in ROUTES:
-            allowed = ", ".join(ROUTES[path])
-            raise MethodNotAllowed(f"{path} answers {allowed}, not {method}")
+            raise MethodNotAllowed(path, method, ROUTES[path])
         if not self.forward_unknown:
             raise PathNotFound(f"{path} is not served here")
         return forward

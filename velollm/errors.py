@@ -25,6 +25,7 @@ Only the door (velollm.middleware) turns these into JSON, in the dialect of the 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 __all__ = [
@@ -61,6 +62,7 @@ class VeloError(Exception):
     status: int = 500
     code: str = "internal_error"
     retryable: ClassVar[bool] = False
+    headers: tuple[tuple[bytes, bytes], ...] = ()  # what HTTP wants in a response that says this
 
     def __init__(
         self,
@@ -131,10 +133,15 @@ class ModelNotFound(RequestError):
 
 
 class MethodNotAllowed(RequestError):
-    """The path exists, but not with this method."""
+    """The path exists, but not with this method: only with those that are `allowed`."""
 
     status = 405
     code = "method_not_allowed"
+
+    def __init__(self, path: str, method: str, allowed: Iterable[str]) -> None:
+        methods = ", ".join(allowed)
+        super().__init__(f"{path[:200]} answers {methods}, not {method[:20]}")
+        self.headers = ((b"allow", methods.encode()),)
 
 
 class RequestTimeout(RequestError):

@@ -74,7 +74,7 @@ class Exchange:
     async def fail(self, error: VeloError) -> None:
         """Answer with an error of the client's dialect."""
         note_refusal(error)
-        headers = self.headers(JSON_TYPE)
+        headers = [*self.headers(JSON_TYPE), *error.headers]
         if error.retry_after is not None:
             headers.append((b"retry-after", str(max(1, round(error.retry_after))).encode()))
         if error.status in (408, 413):  # the rest of the body was not read

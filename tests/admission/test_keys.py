@@ -74,6 +74,16 @@ def test_what_makes_no_sense_is_named(path: Path, line: str, words: str) -> None
         read_keys(path)
 
 
+def test_a_short_key_is_warned_of(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path.write_text('[[keys]]\nname = "test"\nkey = "sk-1"\n')
+    path.chmod(0o600)
+    key = read_keys(path).find("sk-1")
+    assert key is not None
+    assert key.name == "test"
+    assert "can be guessed" in caplog.text
+    assert "sk-1" not in caplog.text
+
+
 @pytest.mark.parametrize("text", ["", "keys = 5", 'other = 1\n[[keys]]\nname = "a"', "[[keys]]\nname = 'a' secret!"])
 def test_a_file_of_something_else_is_refused_without_showing_it(path: Path, text: str) -> None:
     path.write_text(text)

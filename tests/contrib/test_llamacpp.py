@@ -50,6 +50,7 @@ NUMBER = Tool(
     parameters={"type": "object", "properties": {"n": {"$ref": "#/$defs/n"}}, "$defs": {"n": {"type": "integer"}}},
 )
 REQUIRED = ToolChoice(mode="required")
+HEAD = {"id": "c", "created": 1, "model": "m"}
 USAGE = {
     "prompt_tokens": 5,
     "completion_tokens": 3,
@@ -99,13 +100,15 @@ class Engine(ScriptedEngine):
             choice = {"index": 0, "finish_reason": self.finish, **said}
             if asked.get("logprobs"):
                 choice["logprobs"] = {"content": [{"token": "Hello", "logprob": -0.5}]}
-            return httpx.Response(200, json={"id": "c", "choices": [choice], "usage": USAGE, "timings": TIMINGS})
+            head = {"object": "chat.completion" if chat else "text_completion", **HEAD}
+            return httpx.Response(200, json={**head, "choices": [choice], "usage": USAGE, "timings": TIMINGS})
         deltas: list[dict[str, Any]] = [{"role": "assistant", "content": None}]
         deltas += [{"content": word} for word in self.words]
         chunks = [{"index": 0, "finish_reason": None, "delta": delta} for delta in deltas]
         chunks.append({"index": 0, "finish_reason": self.finish, "delta": {}})
-        frames = [orjson.dumps({"id": "c", "choices": [chunk]}) for chunk in chunks]
-        frames.append(orjson.dumps({"id": "c", "choices": [], "usage": USAGE, "timings": TIMINGS}))
+        head = {"object": "chat.completion.chunk", **HEAD}
+        frames = [orjson.dumps({**head, "choices": [chunk]}) for chunk in chunks]
+        frames.append(orjson.dumps({**head, "choices": [], "usage": USAGE, "timings": TIMINGS}))
         return self.streamed(*(b"data: %b\n\n" % frame for frame in [*frames, b"[DONE]"]))
 
     def embeddings(self, request: httpx.Request) -> httpx.Response:
@@ -329,7 +332,7 @@ async def test_more_choices_than_slots(backend: LlamaServerBackend, engine: Engi
         asked = orjson.loads(request.content)
         message = {"role": "assistant", "content": str(asked["seed"])}
         made = [{"index": at, "finish_reason": "stop", "message": message} for at in range(asked.get("n", 1))]
-        return httpx.Response(200, headers={"content-type": "application/json"}, json={"choices": made, "usage": USAGE})
+        return httpx.Response(200, json={"object": "chat.completion", **HEAD, "choices": made, "usage": USAGE})
 
     engine.answers["/v1/chat/completions"] = some
     got = await answer(backend, ask(n=10, seed=7, stream=stream))

@@ -28,6 +28,7 @@ from velollm.messages import ChatEvent, ChatRequest, EmbedRequest, Message, Requ
 
 pytestmark = pytest.mark.anyio
 
+HEAD = {"id": "chatcmpl-1", "created": 1, "model": "m"}
 USAGE = {"prompt_tokens": 4, "completion_tokens": 2, "total_tokens": 6}
 
 
@@ -56,12 +57,14 @@ class Engine(ScriptedEngine):
                 _choice(chat, "lo"),
                 _choice(chat, "", "stop"),
             ]
-            chunks = [orjson.dumps({"id": "chatcmpl-1", "choices": [choice]}) for choice in deltas]
-            chunks.append(orjson.dumps({"id": "chatcmpl-1", "choices": [], "usage": USAGE}))
+            head = {"object": "chat.completion.chunk" if chat else "text_completion", **HEAD}
+            chunks = [orjson.dumps({**head, "choices": [choice]}) for choice in deltas]
+            chunks.append(orjson.dumps({**head, "choices": [], "usage": USAGE}))
             return self.streamed(*(b"data: %b\n\n" % chunk for chunk in [*chunks, b"[DONE]"]))
         said = {"message": {"role": "assistant", "content": "Hello"}} if chat else {"text": "Hello"}
         choice = {"index": 0, "finish_reason": "stop", **said}
-        return httpx.Response(200, json={"id": "chatcmpl-1", "choices": [choice], "usage": USAGE})
+        kind = "chat.completion" if chat else "text_completion"
+        return httpx.Response(200, json={"object": kind, **HEAD, "choices": [choice], "usage": USAGE})
 
     def embeddings(self, request: httpx.Request) -> httpx.Response:
         inputs = orjson.loads(request.content)["input"]
@@ -231,8 +234,9 @@ async def test_an_answer_in_one_piece_instead_of_a_stream(backend: OpenAIBackend
         await collect(backend, ask(stream=True))
 
 
-START = b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":"a"},"finish_reason":null}]}\n\n'
-STOP = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+CHUNK = b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"m","choices":[%b]}\n\n'
+START = CHUNK % b'{"index":0,"delta":{"role":"assistant","content":"a"},"finish_reason":null}'
+STOP = CHUNK % b'{"index":0,"delta":{},"finish_reason":"stop"}'
 DONE = b"data: [DONE]\n\n"
 
 

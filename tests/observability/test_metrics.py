@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import AsyncGenerator
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support.backend import ScriptedBackend
 
 from velollm.errors import BackendTimeout, ModelNotFound
-from velollm.messages import ChatEvent, ChatRequest, EmbedRequest, Message
+from velollm.messages import ChatEvent, ChatRequest, EmbedRequest, Message, Timings, Usage
 from velollm.observability import Metrics, ObserveLayer
 from velollm.observability.histogram import Histogram
 
@@ -135,6 +136,18 @@ async def test_server_timing() -> None:
     assert len(events) == 4
     await drain(layer, whole)
     assert whole.context.headers["server-timing"].startswith("total;dur=")
+
+
+async def test_server_timing_of_a_whole_answer_has_all_phases() -> None:
+    class Timed(ScriptedBackend):
+        async def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+            yield ChatEvent("Hi", finish_reason="stop", usage=Usage(timings=Timings(prefill=0.25)))
+
+    layer = ObserveLayer(Timed(), clock=Clock())
+    whole = ask()
+    whole.context.marks.update(received=100.0, queued=100.0, sent=100.5)
+    await drain(layer, whole)
+    assert whole.context.headers["server-timing"].startswith("queue;dur=500.0, prefill;dur=250.0, total;dur=")
 
 
 def test_a_histogram_counts_what_a_bound_includes() -> None:

@@ -81,6 +81,7 @@ async def test_unknown_paths_are_404_in_json(path: str) -> None:
 async def test_wrong_methods_are_405_in_json() -> None:
     answer = await ask(served(ScriptedBackend()), "POST", "/health")
     assert (answer.status, answer.json["error"]["code"]) == (405, "method_not_allowed")
+    assert answer.headers["allow"] == "GET, HEAD"
     assert (await ask(served(ScriptedBackend()), "GET", "/v1/chat/completions")).status == 405
 
 

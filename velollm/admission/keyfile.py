@@ -164,8 +164,10 @@ def _key(item: Table, number: int, path: Path) -> Key:
     if (plain is None) == (hashed is None):
         raise ConfigError(f"{where}: either key or hash is needed")
     if plain is not None:
-        if not isinstance(plain, str) or not SHORTEST <= len(plain.encode()) <= LONGEST:
-            raise ConfigError(f"{where}: key must be a text of {SHORTEST} to {LONGEST} bytes")
+        if not isinstance(plain, str) or not 1 <= len(plain.encode()) <= LONGEST:
+            raise ConfigError(f"{where}: key must be a text of at most {LONGEST} bytes")
+        if len(plain.encode()) < SHORTEST:
+            logger.warning("the key %r has fewer than %d bytes, which can be guessed", name, SHORTEST)
         hashed = hash_key(plain)
     match = HASH.fullmatch(hashed) if isinstance(hashed, str) else None
     if match is None:

@@ -208,7 +208,7 @@ class AdmissionLayer(Layer):
 def bearer(authorization: str | None, api_key: str | None) -> str | None:
     """The key in the two headers that may hold one."""
     scheme, _, token = (authorization or "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else api_key
+    return (token.strip() if scheme.lower() == "bearer" else "") or api_key
 
 
 def is_mutating(target: str) -> bool:

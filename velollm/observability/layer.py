@@ -116,7 +116,7 @@ class _Watch:
             now = self.times[0]
             self._ttft = now - self._received
             self._context.marks["first_token"] = now
-            self._context.headers["server-timing"] = self._server_timing("prefill", self._ttft)
+            self._context.headers["server-timing"] = self._server_timing(prefill=self._ttft - self._queued())
 
     def last_event(self, event: ChatEvent) -> None:
         """A choice ends, or the usage is told."""
@@ -134,7 +134,9 @@ class _Watch:
         self.model.running -= 1
         self._context.marks["done"] = now
         if self.outcome == "ok" and not self._stream:
-            self._context.headers["server-timing"] = self._server_timing("total", total)
+            timings = self.usage.timings if self.usage is not None else None  # nobody else knows: all came at once
+            prefill = timings.prefill if timings is not None else None
+            self._context.headers["server-timing"] = self._server_timing(prefill=prefill, total=total)
         self._count(total)
         self._log(total)
 
@@ -157,14 +159,16 @@ class _Watch:
                 model.queried_tokens += usage.prompt_tokens
                 model.cached_tokens += usage.cached_tokens
 
-    def _server_timing(self, word: str, seconds: float) -> str:
+    def _queued(self) -> float:
         marks = self._context.marks
-        if "queued" in marks and "sent" in marks:
-            queue = marks["sent"] - marks["queued"]
-            if word == "prefill":
-                seconds = max(0.0, seconds - queue)
-            return f"queue;dur={_ms(queue)}, {word};dur={_ms(seconds)}"
-        return f"{word};dur={_ms(seconds)}"
+        return marks["sent"] - marks["queued"] if "queued" in marks and "sent" in marks else 0.0
+
+    def _server_timing(self, **phases: float | None) -> str:
+        if "sent" in self._context.marks:
+            phases = {"queue": self._queued(), **phases}
+        return ", ".join(
+            f"{name};dur={_ms(max(0.0, seconds))}" for name, seconds in phases.items() if seconds is not None
+        )
 
     def _log(self, total: float) -> None:
         kept = CURRENT.get()

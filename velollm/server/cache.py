@@ -44,9 +44,10 @@ class CacheApi:
             return
         method, answer = self._paths[scope["path"]]
         kind = b"application/json"
+        more: tuple[tuple[bytes, bytes], ...] = ()
         try:
             if scope["method"] != method:
-                raise MethodNotAllowed(f"{scope['path']} answers {method}, not {scope['method'][:20]}")
+                raise MethodNotAllowed(scope["path"], scope["method"], (method,))
             key = CURRENT.get()
             # As the layer has it: whoever gets the name of a revoked key sees none of its entries.
             tenant = None if key is None or key.admin else f"{key.name}\x00{key.cache_salt}"
@@ -54,8 +55,9 @@ class CacheApi:
             if scope["path"].endswith("/export"):
                 kind = b"application/x-ndjson"
         except VeloError as error:
+            more = error.headers
             status, body = error.status, orjson.dumps(render_error(error, ""))
-        await Responder(send).whole(status, [(b"content-type", kind), (b"cache-control", b"no-store")], body)
+        await Responder(send).whole(status, [(b"content-type", kind), (b"cache-control", b"no-store"), *more], body)
 
     def _overview(self, scope: Scope, tenant: str | None) -> bytes:
         return orjson.dumps(overview(self._cache, examples=tenant is None))

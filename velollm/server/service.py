@@ -26,6 +26,7 @@ logger = logging.getLogger("velollm.server")
 Answer = tuple[int, str, bytes]
 
 DRAIN = "/velollm/api/drain/"
+READING = ("GET", "HEAD")
 
 ROOT = f"""VeloLLM {__version__} is running.
 
@@ -75,19 +76,21 @@ class Service:
         if path == "/velollm":
             await Responder(send).whole(308, [(b"location", b"/velollm/")], b"")
             return
+        more: tuple[tuple[bytes, bytes], ...] = ()
         try:
             if path.startswith(DRAIN):
                 status, kind, body = self._drain(path.removeprefix(DRAIN), scope["method"])
             elif path not in self._paths:
                 raise PathNotFound(f"{path[:200]!r} is not served here; the API lies under /v1 and /api")
-            elif scope["method"] not in ("GET", "HEAD"):
-                raise MethodNotAllowed(f"{path} answers GET, not {scope['method'][:20]}")
+            elif scope["method"] not in READING:
+                raise MethodNotAllowed(path, scope["method"], READING)
             else:
                 status, kind, body = await self._paths[path]()
         except VeloError as error:
             note_refusal(error)
+            more = error.headers
             status, kind, body = error.status, "application/json", orjson.dumps(render_error(error, ""))
-        headers = [(b"content-type", kind.encode()), (b"cache-control", b"no-store")]
+        headers = [(b"content-type", kind.encode()), (b"cache-control", b"no-store"), *more]
         if path.startswith("/velollm/"):
             headers += HEADERS
         await Responder(send).whole(status, headers, body)
@@ -111,7 +114,7 @@ class Service:
     def _drain(self, name: str, method: str) -> Answer:
         """PUT: no new requests for this backend; DELETE: some again; GET: whether, and how many it still has."""
         if method not in ("GET", "HEAD", "PUT", "DELETE"):
-            raise MethodNotAllowed(f"{DRAIN}NAME answers GET, PUT and DELETE, not {method[:20]}")
+            raise MethodNotAllowed(f"{DRAIN}NAME", method, (*READING, "PUT", "DELETE"))
         if method in ("PUT", "DELETE"):
             self._pool.drain(name, on=method == "PUT")
         health = self._pool.health(name)

@@ -388,7 +388,9 @@ def test_no_frame_breaks_the_decoder(data: bytes) -> None:
 
 
 def answer(*choices: Any, **fields: Any) -> bytes:
-    return orjson.dumps({"id": "chatcmpl-1", "created": 7, "model": "u", "choices": list(choices), **fields})
+    kind = "chat.completion" if "message" in choices[0] else "text_completion"
+    head = {"id": "chatcmpl-1", "object": kind, "created": 7, "model": "u"}
+    return orjson.dumps({**head, "choices": list(choices), **fields})
 
 
 def test_whole_answer() -> None:
@@ -410,7 +412,8 @@ def test_whole_answer() -> None:
         usage={"prompt_tokens": 3, "completion_tokens": 2},
     )
     events = decode_answer(body, "openai.chat", "b")
-    assert [event.raw for event in events] == [body, b""]
+    assert orjson.loads(events[0].raw or b"") == with_nulls(body)
+    assert events[1].raw == b""
     collector = Collector()
     for event in events:
         collector.add(event)
@@ -419,6 +422,52 @@ def test_whole_answer() -> None:
     assert (found.choices[0].text, found.choices[0].reasoning) == ("Hey", "hm")
     assert found.choices[1].tool_calls == [ToolCall(id="c", name="f", arguments="{}")]
     assert found.usage == Usage(prompt_tokens=3, completion_tokens=2)
+
+
+def with_nulls(body: bytes) -> Any:
+    """An answer with all that OpenAI's schema has as "required", if only as null."""
+    value = orjson.loads(body)
+    for choice in value["choices"]:
+        choice.setdefault("logprobs", None)
+        choice["message"].setdefault("refusal", None)
+        choice["message"].setdefault("content", None)
+    return value
+
+
+def test_an_answer_that_has_everything_keeps_its_bytes() -> None:
+    message = {"role": "assistant", "content": "Hey", "refusal": None}
+    body = answer({"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}, mark=1)
+    assert decode_answer(body, "openai.chat", "b")[0].raw == body
+
+
+@pytest.mark.parametrize("field", ["id", "object", "created", "model"])
+def test_what_lacks_a_field_is_written_anew(field: str) -> None:
+    choice = {"index": 0, "message": {"role": "assistant", "content": "Hey"}, "finish_reason": "stop"}
+    body = orjson.loads(answer(choice))
+    del body[field]
+    assert decode_answer(orjson.dumps(body), "openai.chat", "b")[0].raw is None
+    begin = orjson.loads(chunk({"index": 0, "delta": {"role": "assistant", "content": "a"}, "finish_reason": None}))
+    stop = orjson.loads(chunk({"index": 0, "delta": {}, "finish_reason": "stop"}))
+    del begin[field], stop[field]
+    assert [event.raw for event in decode(orjson.dumps(begin), orjson.dumps(stop), b"[DONE]")] == [None, None]
+
+
+def test_chunks_have_the_time_of_the_first() -> None:
+    """llama-server stamps each with its own."""
+    begin = chunk({"index": 0, "delta": {"role": "assistant", "content": None}, "finish_reason": None}, created=7)
+    later = chunk({"index": 0, "delta": {"content": '"created":9'}, "finish_reason": None}, created=9, timings={"a": 1})
+    stop = chunk({"index": 0, "delta": {}, "finish_reason": "stop"}, created=10)
+    events = decode(begin, later, stop, b"[DONE]")
+    assert [event.raw for event in events] == [
+        frame(begin), frame(later.replace(b'"created":9,', b'"created":7,')), frame(stop.replace(b":10,", b":7,")),
+    ]  # fmt: skip
+
+
+def test_a_chunk_of_another_id_is_written_anew() -> None:
+    begin = chunk({"index": 0, "delta": {"role": "assistant", "content": "a"}, "finish_reason": None})
+    other = chunk({"index": 0, "delta": {"content": "b"}, "finish_reason": None}, id="chatcmpl-2")
+    spaced = chunk({"index": 0, "delta": {}, "finish_reason": "stop"}).replace(b'"created":7', b'"created": 8')
+    assert [event.raw for event in decode(begin, other, spaced, b"[DONE]")] == [frame(begin), None, None]
 
 
 def test_whole_completion() -> None:

@@ -75,26 +75,31 @@ def _unloads(keep_alive: str | float | None) -> bool:
 def metrics(usage: Usage | None, request: ChatRequest, now: float, first: float | None = None) -> JSON:
     """Counts, and durations in nanoseconds: the engine's own, else as they passed here up to `now`.
 
-    `first` is when the first piece came. What is not known at all is left out.
+    `first` is when the first piece came: of an answer in one piece, its end. Clients divide by the durations, so all
+    are there wherever the request's arrival is known, and the one that text takes is never 0.
     """
     timings = (usage.timings if usage is not None else None) or Timings()
     began = request.context.marks.get("received")
     first = request.context.marks.get("first_token", first)
     total = timings.total
-    prefill, decode = timings.prefill, timings.decode
+    load, prefill, decode = timings.load, timings.prefill, timings.decode
     if began is not None:
+        first = now if first is None else first
         total = now - began if total is None else total
+        load = 0.0 if load is None else load
         if prefill is None and first is not None:
             prefill = first - began
     if decode is None and first is not None:
         decode = now - first
     seconds = {
         "total_duration": total,
-        "load_duration": timings.load,
+        "load_duration": load,
         "prompt_eval_duration": prefill,
         "eval_duration": decode,
     }
     counts: JSON = {name: max(0, round(value * SECOND)) for name, value in seconds.items() if value is not None}
+    if "eval_duration" in counts:
+        counts["eval_duration"] = max(1, counts["eval_duration"])
     if usage is not None:
         counts["prompt_eval_count"] = usage.prompt_tokens
         counts["eval_count"] = usage.completion_tokens

@@ -3,7 +3,8 @@
     bytes ─▶ SSEDecoder ─▶ frames ─▶ StreamDecoder.frame ─▶ ChatEvents ··· until [DONE] ─▶ StreamDecoder.close
 
 What cannot be read is skipped and counted; what was read but is not as the schema wants it (no `index`, no
-`finish_reason`, usage beside choices) loses its bytes, so that a renderer writes it anew, correctly.
+`finish_reason`, another id than the first chunk, usage beside choices) loses its bytes, so that a renderer writes it
+anew, correctly. llama-server stamps every chunk with a time of its own: all of them get that of the first.
 """
 
 from __future__ import annotations
@@ -14,7 +15,15 @@ from typing import Any, NoReturn, TypeAlias
 import orjson
 
 from velollm.api.openai.call_index import CallIndex
-from velollm.api.openai.engine_words import AS_THEY_ARE, finish_reason, in_band_error, read_meta, read_usage, text_of
+from velollm.api.openai.engine_words import (
+    AS_THEY_ARE,
+    finish_reason,
+    has_identity,
+    in_band_error,
+    read_meta,
+    read_usage,
+    text_of,
+)
 from velollm.api.openai.logprobs import from_legacy
 from velollm.errors import BackendProtocolError
 from velollm.messages import ChatEvent, FinishReason
@@ -23,6 +32,7 @@ __all__ = ["StreamDecoder"]
 
 JSON: TypeAlias = dict[str, Any]
 
+KINDS = {"openai.chat": "chat.completion.chunk", "openai.completions": "text_completion"}
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError)
 
 
@@ -41,6 +51,8 @@ class StreamDecoder:
         self._reader = _ChunkReader(self._chat, backend)
         self._begun = self._reader.begun
         self._meta_sent = False
+        self._head: tuple[Any, ...] = ()
+        self._created: Any = None
 
     def frame(self, data: bytes, raw: bytes, event: str = "") -> Sequence[ChatEvent]:
         """The events of one server-sent event. Raises `BackendRefused` for an error that the engine sent in-band."""
@@ -59,7 +71,8 @@ class StreamDecoder:
                 if choice["finish_reason"] is None and not choice.get("logprobs") and choice["index"] in self._begun:
                     text = self._lone_text(choice)
                     if text is not None:
-                        return (ChatEvent(text, index=choice["index"], wire=self.wire, raw=_canonical(data, raw)),)
+                        passed = self._bytes(chunk, data, raw)
+                        return (ChatEvent(text, index=choice["index"], wire=self.wire, raw=passed),)
             except MALFORMED:
                 pass
         return self._whole(chunk, data, raw)
@@ -118,13 +131,27 @@ class StreamDecoder:
         if not self._meta_sent:
             self._meta_sent = True
             events[0].meta = read_meta(chunk)
-        as_it_came = faithful and not (choices and chunk.get("usage"))
+            if has_identity(chunk, KINDS[self.wire]):
+                self._head = _head_of(chunk)
+                self._created = chunk["created"]
+        passed = self._bytes(chunk, data, raw) if faithful and not (choices and chunk.get("usage")) else None
         for event in events:
             event.wire = self.wire
-            event.raw = b"" if as_it_came else None
-        if as_it_came:
-            events[0].raw = _canonical(data, raw)
+            event.raw = None if passed is None else b""
+        events[0].raw = passed
         return events
+
+    def _bytes(self, chunk: JSON, data: bytes, raw: bytes) -> bytes | None:
+        """The frame as a client may get it; None when it says that it belongs to another answer than the first."""
+        if _head_of(chunk) != self._head:
+            return None
+        created = chunk.get("created")
+        if created != self._created:
+            stamp = b'"created":%d'
+            if type(created) is not int or data.count(stamp % created) != 1:
+                return None
+            data = raw = data.replace(stamp % created, stamp % self._created)
+        return _canonical(data, raw)
 
 
 class _ChunkReader:
@@ -184,6 +211,11 @@ class _ChunkReader:
         if word not in AS_THEY_ARE and (word is not None or "finish_reason" not in choice):
             self._faithful = False
         return finish_reason(word, self._backend)
+
+
+def _head_of(chunk: JSON) -> tuple[Any, ...]:
+    """What all chunks of one answer have in common."""
+    return chunk.get("id"), chunk.get("object"), chunk.get("model")
 
 
 def _canonical(data: bytes, raw: bytes) -> bytes:

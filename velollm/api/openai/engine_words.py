@@ -7,7 +7,16 @@ from typing import Any, TypeAlias
 from velollm.errors import BackendProtocolError, BackendRefused, ContextLengthExceeded, VeloError
 from velollm.messages import FinishReason, ResponseMeta, Timings, Usage
 
-__all__ = ["AS_THEY_ARE", "finish_reason", "in_band_error", "is_too_long", "read_meta", "read_usage", "text_of"]
+__all__ = [
+    "AS_THEY_ARE",
+    "finish_reason",
+    "has_identity",
+    "in_band_error",
+    "is_too_long",
+    "read_meta",
+    "read_usage",
+    "text_of",
+]
 
 JSON: TypeAlias = dict[str, Any]
 
@@ -45,6 +54,16 @@ def read_meta(answer: JSON) -> ResponseMeta:
         model=_word(answer.get("model")),
         created=created if type(created) is int else 0,
         extra={"system_fingerprint": fingerprint} if isinstance(fingerprint, str) else {},
+    )
+
+
+def has_identity(answer: JSON, kind: str) -> bool:
+    """Whether an answer or a chunk has the fields that every object of its `kind` must have."""
+    return (
+        answer.get("object") == kind
+        and type(answer.get("created")) is int
+        and _word(answer.get("id")) != ""
+        and _word(answer.get("model")) != ""
     )
 
 

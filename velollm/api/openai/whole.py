@@ -7,7 +7,15 @@ from typing import Any, TypeAlias
 import orjson
 
 from velollm.api.openai.call_index import CallIndex
-from velollm.api.openai.engine_words import AS_THEY_ARE, finish_reason, in_band_error, read_meta, read_usage, text_of
+from velollm.api.openai.engine_words import (
+    AS_THEY_ARE,
+    finish_reason,
+    has_identity,
+    in_band_error,
+    read_meta,
+    read_usage,
+    text_of,
+)
 from velollm.api.openai.logprobs import from_legacy
 from velollm.errors import BackendProtocolError
 from velollm.messages import ChatEvent
@@ -16,9 +24,12 @@ __all__ = ["decode_answer", "json_object"]
 
 JSON: TypeAlias = dict[str, Any]
 
+KINDS = {"openai.chat": "chat.completion", "openai.completions": "text_completion"}
+
 
 def decode_answer(body: bytes, wire: str, backend: str) -> list[ChatEvent]:
-    """The events of an answer in one piece: one for each choice. The first carries the body's bytes.
+    """The events of an answer in one piece: one for each choice. The first carries the body's bytes, with the nulls
+    that OpenAI's schema asks for and engines leave out.
 
     Raises `BackendProtocolError` when `body` is no such answer, `BackendRefused` when it is an error.
     """
@@ -33,11 +44,11 @@ def decode_answer(body: bytes, wire: str, backend: str) -> list[ChatEvent]:
         raise BackendProtocolError(f"{backend} answered with malformed choices", backend=backend) from error
     events[0].meta = read_meta(answer)
     events[-1].usage = read_usage(answer)
-    if reader.faithful:
+    if reader.faithful and has_identity(answer, KINDS[wire]):
         for event in events:
             event.wire = wire
             event.raw = b""
-        events[0].raw = body
+        events[0].raw = orjson.dumps(answer) if reader.added else body
     return events
 
 
@@ -59,6 +70,7 @@ class _AnswerReader:
 
     def __init__(self, wire: str, backend: str) -> None:
         self.faithful = True
+        self.added = False
         self._chat = wire == "openai.chat"
         self._backend = backend
 
@@ -71,7 +83,7 @@ class _AnswerReader:
         event = ChatEvent(index=choice.get("index", number), finish_reason=finish)
         if type(event.index) is not int:
             raise ValueError("index")
-        logprobs = choice.get("logprobs")
+        logprobs = self._nullable(choice, "logprobs")
         if isinstance(logprobs, dict) and logprobs:
             event.logprobs = logprobs if self._chat else from_legacy(logprobs)
         if self._chat:
@@ -81,7 +93,8 @@ class _AnswerReader:
         return event
 
     def _message(self, message: JSON, event: ChatEvent) -> None:
-        event.text = text_of(message.get("content")) or text_of(message.get("refusal"))
+        content, refusal = self._nullable(message, "content"), self._nullable(message, "refusal")
+        event.text = text_of(content) or text_of(refusal)
         event.reasoning = text_of(message.get("reasoning_content")) or text_of(message.get("reasoning"))
         calls = list(message.get("tool_calls") or ())
         if isinstance(message.get("function_call"), dict):
@@ -89,3 +102,10 @@ class _AnswerReader:
         known = CallIndex()
         event.tool_calls = [known.delta({**call, "index": place}) for place, call in enumerate(calls)]
         self.faithful = self.faithful and known.faithful and message.get("role") == "assistant"
+
+    def _nullable(self, holder: JSON, name: str) -> Any:
+        """A field that must be there, if only as null."""
+        if name not in holder:
+            holder[name] = None
+            self.added = True
+        return holder[name]
