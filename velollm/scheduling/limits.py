@@ -12,7 +12,7 @@ MOST = 256.0
 TOLERANCE = 2.0  # how much slower a token may get before fewer are sent: batching costs each a little
 SMOOTHING = 0.2
 CEILING_SECONDS = 60.0  # so long it is remembered that an engine queued what it was given
-FADE = 1.002  # the best pace is forgotten slowly, for an engine can get slower for good
+FADE = 1.0002  # the best pace is forgotten slowly, for an engine can get slower for good
 
 
 class AdaptiveLimit:
