@@ -41,6 +41,9 @@ class Refusal:
         return f"{self.guard}: {self.detail}" if self.detail else self.guard
 
 
+_DIFFERENT = Refusal(guard="word", detail="")
+
+
 @attrs.frozen(kw_only=True)
 class Question:
     """A prompt, read: its canonical form and its frame."""
@@ -55,26 +58,31 @@ def read(canonical: Canonical) -> Question | None:
     return None if form is None or not form.body else Question(canonical=canonical, form=form)
 
 
-def judge(asked: Question, stored: Question) -> Refusal | None:
-    """None if both prompts ask the same; else the guard that stands between them."""
-    refusal = _meet(asked.form, stored.form)
-    if refusal is None or refusal.guard in ("payload", "context"):
+def judge(asked: Question, stored: Question, *, brief: bool = False) -> Refusal | None:
+    """None if both prompts ask the same; else the guard that stands between them (`brief`: a guard, without words)."""
+    refusal = _meet(asked.form, stored.form, brief)
+    if refusal is None or refusal.guard in ("payload", "context") or _beyond_mending(asked.form, stored.form):
         return refusal
     mended = _mend(asked.canonical, stored.canonical)
     if mended is not None:
         left, right = parse(mended[0]), parse(mended[1])
-        if left is not None and right is not None and _meet(left, right) is None:
+        if left is not None and right is not None and _meet(left, right, brief=True) is None:
             return None
     return refusal
 
 
-def _meet(a: Form, b: Form) -> Refusal | None:
+def _beyond_mending(a: Form, b: Form) -> bool:
+    """Whether the difference has a number or code in it, which no corrected slip takes away."""
+    return any(not word.isalpha() for word in set(a.body) ^ set(b.body))
+
+
+def _meet(a: Form, b: Form, brief: bool) -> Refusal | None:
     if a.payload != b.payload:
         return Refusal(guard="payload", detail="the text after the colon differs")
     if a.preface != b.preface:
         return Refusal(guard="context", detail="the sentences before the question differ")
     if a.body != b.body and not _same_by_compounding(a.body, b.body):
-        return _difference(a, b)
+        return _DIFFERENT if brief else _difference(a, b)
     common = a.intents & b.intents
     if not common:
         return Refusal(guard="question", detail=f"{_names(a.intents)} is not {_names(b.intents)}")

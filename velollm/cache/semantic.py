@@ -122,7 +122,7 @@ class SemanticIndex:
         matches = []
         for slot in self._candidates(partition, question, features, vector):
             _, member = self._members[slot]
-            refusal = judge(question, member.question)
+            refusal = judge(question, member.question, brief=not report)
             if refusal is not None and not report:
                 continue
             score = similarity(features, trigrams(member.question.form.body))
