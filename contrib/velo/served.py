@@ -34,6 +34,7 @@ class ServedEngine(EmbeddedBackend):
         super().__init__(model, **options)
         del self._options["unified"]
         self._options |= {"num_blocks": num_blocks, "batch": batch}
+        self._made: EnginePlan | None = None
         if self._file is not None:
             self._plan(self._file[1])  # what cannot be is said now
 
@@ -43,7 +44,9 @@ class ServedEngine(EmbeddedBackend):
         return self._plan(header).max_running
 
     def _plan(self, header: GGUF) -> EnginePlan:
-        return make_plan(header, this_machine(), **self._options)
+        if self._made is None:  # once: later the model itself takes the memory that is measured
+            self._made = make_plan(header, this_machine(), **self._options)
+        return self._made
 
     def _process(self, parameters: dict[str, Any]) -> LlamaProcess:
         plan = {field.name: parameters.pop(field.name) for field in attrs.fields(EnginePlan)}

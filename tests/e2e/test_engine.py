@@ -17,6 +17,7 @@ from tiny_gguf import write_tiny_gguf
 
 from velollm.backend import Limits
 from velollm.contrib.llamacpp import EmbeddedBackend
+from velollm.contrib.llamacpp.plan import Machine
 from velollm.contrib.velo import ServedEngine
 from velollm.errors import BackendError, BackendTimeout, ConfigError, ContextLengthExceeded, RequestError
 from velollm.messages import ChatRequest, EmbedRequest, ResponseFormat, ToolChoice
@@ -119,6 +120,15 @@ async def test_one_that_is_stuck_is_ended(tiny: Path, monkeypatch: pytest.Monkey
             await answer(backend, ask())
         assert (await answer(backend, ask())).complete
         assert not is_alive(first)
+
+
+async def test_a_plan_is_made_once(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = ServedEngine(str(tiny), threads=1)
+    monkeypatch.setattr("velollm.contrib.velo.served.this_machine", lambda: Machine(cores=1, memory=1))
+    async with backend:  # what the model has taken is no longer free
+        assert (await backend.models())[0].context_length == 4096
+        assert await backend.slots("tiny") == 32
+        assert (await answer(backend, ask())).complete
 
 
 async def test_it_ends_with_its_backend(tiny: Path) -> None:

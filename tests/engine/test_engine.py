@@ -138,6 +138,25 @@ async def test_constraints_that_make_no_sense_fail_their_own_job(engine: Engine)
     assert await said(engine, "w") == ["xy stop"]
 
 
+async def test_a_deadline_is_for_the_first_token_of_all(runner: Alphabet) -> None:
+    now = 0.0
+
+    def clock() -> float:
+        nonlocal now
+        now += 0.5
+        return now
+
+    core = EngineCore(runner, Letters(), clock=clock, max_running=1)
+    core.add(JobSpec(prompt=[0] * 20, sampling=GREEDY, n=3, max_tokens=4, deadline=3.0))
+    late = core.add(JobSpec(prompt=[1] * 20, sampling=GREEDY, deadline=4.0))
+    updates = []
+    while not core.idle:
+        updates += core.step()
+    assert sum(getattr(update, "finish", None) is not None for _, update in updates) == 3
+    assert late.error is not None
+    assert late.error.code == "deadline_unreachable"
+
+
 async def test_calls_between_steps(engine: Engine) -> None:
     assert await engine.call(lambda: 7) == 7
     with pytest.raises(ZeroDivisionError):

@@ -224,6 +224,7 @@ class EngineCore:
         made = []
         for number in range(len(job.choices), job.spec.n):
             sequence = self._sequence(job, choice.sequence.tokens)
+            sequence.deadline = None  # the job's first token is there
             fork = _Choice(job, number, sequence, choice.sampler.fork(number))
             self.scheduler.fork(choice.sequence, sequence)
             job.choices.append(fork)
