@@ -123,6 +123,38 @@ async def test_an_answer_in_one_piece_loses_nothing_by_making_way() -> None:
     assert engine.resumed != []
 
 
+async def test_what_has_to_be_found_out_first_makes_way_too() -> None:
+    class Slow(Engine):
+        async def resumes(self, model: str) -> bool:
+            await asyncio.sleep(0.3)
+            return True
+
+    engine = Slow()
+    pool = BackendPool([engine], turns=Turns(concurrency=1))
+    batch = asyncio.create_task(text(pool, request("batch")))
+    await asyncio.sleep(0.02)
+    begin = asyncio.get_running_loop().time()
+    assert await text(pool, request("interactive")) == WORDS
+    assert asyncio.get_running_loop().time() - begin < 0.25
+    assert await batch == WORDS
+    check_empty(pool)
+
+
+async def test_where_nothing_was_proved_nothing_makes_way() -> None:
+    class Unable(Engine):
+        async def resumes(self, model: str) -> bool:
+            return False
+
+    engine = Unable(pause=0.01)
+    pool = BackendPool([engine], turns=Turns(concurrency=1))
+    batch = asyncio.create_task(text(pool, request("batch")))
+    await asyncio.sleep(0.03)
+    assert await text(pool, request("interactive")) == WORDS
+    assert await batch == WORDS
+    assert engine.cancelled == 0
+    check_empty(pool)
+
+
 @pytest.mark.parametrize("reading", [True, False])
 async def test_a_client_that_leaves_while_it_makes_way(reading: bool) -> None:
     """A cancellation of the client's own is never taken for a preemption."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
+from typing import TypeVar
 
 from velollm.messages import ChatEvent
 
 __all__ = ["Interrupted", "Interruption"]
+
+
+T = TypeVar("T")
 
 
 class Interrupted(Exception):  # no error: the slot is wanted for more urgent work
@@ -36,20 +40,24 @@ class Interruption:
         """`events`, until the slot is wanted: then it raises `Interrupted`."""
         while True:
             try:
-                event = await self._next(events)
+                event = await self.run(anext(events))
             except StopAsyncIteration:
                 return
             yield event
 
-    async def _next(self, events: AsyncGenerator[ChatEvent, None]) -> ChatEvent:
+    async def run(self, waiting: Awaitable[T]) -> T:
+        """What `waiting` gives. Raises `Interrupted` when the slot is wanted meanwhile, or was before."""
         if self._is_wanted():
+            close = getattr(waiting, "close", None)
+            if close is not None:
+                close()  # it was never begun
             raise Interrupted
         task = asyncio.current_task()
         assert task is not None
         before = task.cancelling()
         self._task = task
         try:
-            return await anext(events)
+            return await waiting
         except asyncio.CancelledError:
             if self._is_wanted() and task.uncancel() <= before:
                 raise Interrupted from None

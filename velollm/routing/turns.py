@@ -193,14 +193,17 @@ class Turn:
     async def allow_preemption(self, backend: Backend, request: ChatRequest) -> ChatRequest:
         """Have it make way when need be, if `backend` was proved to go on exactly; the request to send.
 
-        What has to be found out is found out in this turn. An answer in one piece is asked for as a stream: of that,
-        what was said is not lost.
+        What has to be found out is found out in this turn, and makes way as well. An answer in one piece is asked for
+        as a stream: of that, what was said is not lost.
         """
-        if self._job.preemptions >= MOST_PREEMPTIONS or not await backend.resumes(request.model):
+        if self._job.preemptions >= MOST_PREEMPTIONS:
             return request
         self._job.preemptible = True
         self.interruption = Interruption()
         self._scheduler.on_preemption(self._job, self.interruption.give_way)
+        if not await self.interruption.run(backend.resumes(request.model)):
+            self._job.preemptible = False
+            return request
         return request if request.stream else attrs.evolve(request, stream=True, source=None)
 
     def saw(self, event: ChatEvent) -> None:
