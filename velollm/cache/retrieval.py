@@ -154,7 +154,9 @@ class VectorIndex:
             scores: Any = [sum(map(float.__mul__, row, unit)) for row in self._plain]
             best = heapq.nlargest(k, range(len(scores)), key=scores.__getitem__)
         else:
-            scores = self._rows[: len(self._slots)] @ self._np.asarray(unit, dtype="float32")
+            query = self._np.asarray(unit, dtype="float32")
+            # Not `@`: its threads wait for each other, which takes thirty times as long on a busy machine.
+            scores = self._np.einsum("ij,j->i", self._rows[: len(self._slots)], query)
             if len(scores) > k:
                 best = self._np.argpartition(-scores, k)[:k].tolist()
                 best.sort(key=lambda at: -scores[at])
