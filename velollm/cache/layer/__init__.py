@@ -141,7 +141,7 @@ class CacheLayer(Layer):
 
     def _tenant(self, context: RequestContext) -> str | None:
         headers = context.client_headers
-        parts = [context.tenant]
+        parts = [context.tenant, context.salt]  # whoever gets the name of a revoked key gets none of its answers
         if self._by_credentials:
             parts += [headers.get(name, "") for name in CREDENTIALS]
         if self._tenant_header:
