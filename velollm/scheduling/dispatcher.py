@@ -454,7 +454,8 @@ class Dispatcher:
 
     def _check_deadline(self, job: Job, lanes: Sequence[Lane], now: float) -> None:
         assert job.deadline is not None
-        if now + MARGIN * self.wait_seconds(job, now) + self._first_byte(job, lanes) > job.deadline:
+        wait = 0.0 if self._free_lanes(job, now) else MARGIN * self.wait_seconds(job, now)
+        if now + wait + self._first_byte(job, lanes) > job.deadline:
             raise self._unreachable(job, now)
 
     def _full(self, job: Job, now: float) -> Overloaded:
