@@ -59,7 +59,8 @@ def make_plan(
             raise ConfigError(f"{name} must be at least 1, not {value}")
     trained = model.context_length or USUAL_CONTEXT
     each = max(kv_bytes_per_token(model, kv_type), 1.0)
-    affordable = int(machine.memory / 4 / each) // GRAIN * GRAIN
+    room = max(min(machine.memory / 4, machine.memory - model.size), 0)
+    affordable = int(room / each) // GRAIN * GRAIN
     context = min(ctx or max(min(trained, USUAL_CONTEXT, affordable), GRAIN), trained)
     pool = num_blocks * BLOCK_SIZE if num_blocks else max(context, min(POOL * context, affordable))
     needed = model.size + int(pool * each)
@@ -69,7 +70,7 @@ def make_plan(
             f"{pool} tokens of context), and {machine.memory // MIB} MiB are free: a smaller --ctx or --kv-type may do"
         )
     return EnginePlan(
-        context=context,
+        context=min(context, pool),
         num_blocks=-(-pool // BLOCK_SIZE),
         max_running=parallel or 32,
         batch=batch or 256,

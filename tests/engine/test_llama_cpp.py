@@ -11,10 +11,10 @@ from tiny_gguf import write_tiny_gguf
 
 pytest.importorskip("xllamacpp", reason="the extra llamacpp is not installed")
 
-from velollm.engine import llama_cpp
+from velollm.engine import EngineCore, JobSpec, SamplingParams, llama_cpp
 from velollm.engine.constraints import Grammars
 from velollm.engine.llama_runner import LlamaCppRunner, LlamaModel
-from velollm.errors import ConfigError, RequestError
+from velollm.errors import ConfigError, RequestError, VeloError
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,15 @@ def test_what_a_schema_allows(model: LlamaModel) -> None:
         assert twin.done == constraint.done
         said += words.piece(token)
     assert said in (b'{"a": "x"}', b'{"a": "y"}')
+
+
+def test_a_small_step(model: LlamaModel) -> None:
+    core = EngineCore(LlamaCppRunner(model, 16, batch=8, threads=1), model.vocabulary)
+    job = core.add(JobSpec(prompt=[1] * 30, max_tokens=3, sampling=SamplingParams(temperature=0)))
+    while not core.idle:
+        assert all(not isinstance(update, VeloError) for _, update in core.step())
+    assert job.num_generated == 3
+    core.runner.close()
 
 
 def test_types_that_there_are_not(model: LlamaModel) -> None:

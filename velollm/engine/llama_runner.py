@@ -92,7 +92,7 @@ class LlamaCppRunner:
         slots = min(slots or (MAX_SLOTS if self.model.shares else LONE_SLOTS), MAX_SLOTS)
         params = self._library.llama_context_default_params()
         params.n_ctx = -(-num_blocks * BLOCK_SIZE // GRAIN) * GRAIN
-        params.n_batch = params.n_ubatch = batch
+        params.n_batch = params.n_ubatch = max(batch, slots)  # llama.cpp reserves an output for every slot
         params.n_seq_max = slots
         params.n_threads = params.n_threads_batch = threads
         params.kv_unified = True
