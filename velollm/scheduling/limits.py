@@ -6,8 +6,9 @@ import math
 
 __all__ = ["AdaptiveLimit"]
 
-FIRST = 4.0
+FIRST = 16.0
 LEAST = 1.0
+FLOOR = 8.0  # slower tokens alone lower the limit no further: they have many causes, and most engines batch
 MOST = 256.0
 TOLERANCE = 2.0  # how much slower a token may get before fewer are sent: batching costs each a little
 SMOOTHING = 0.2
@@ -21,7 +22,8 @@ class AdaptiveLimit:
     After Netflix's concurrency-limits (Gradient2): the limit grows by its square root while requests that run together
     are hardly slower than alone, and shrinks with the ratio of the best pace to the present one when they queue up
     inside the engine. Time per token takes the place of latency, because answers differ in length. A first token that
-    came only when others had ended says outright that there were more requests than slots.
+    came only when others had ended says outright that there were more requests than slots; only that sign brings the
+    limit down to what an engine with few slots can take.
     """
 
     __slots__ = ("_best", "_ceiling", "_limit", "_until")
@@ -50,6 +52,7 @@ class AdaptiveLimit:
         gradient = max(0.5, min(1.0, TOLERANCE * self._best / seconds_per_token))
         if gradient == 1.0 and running < self._limit / 2:
             return  # not used: nothing is learned about more
+        floor = min(FLOOR, self._limit)
         wanted = self._limit * gradient + (math.sqrt(self._limit) if gradient == 1.0 else 0.0)
         self._limit += SMOOTHING * (wanted - self._limit)
-        self._limit = max(LEAST, min(MOST, self._limit))
+        self._limit = max(floor, min(MOST, self._limit))
