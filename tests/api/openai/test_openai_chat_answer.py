@@ -175,15 +175,23 @@ def test_tool_call_deltas() -> None:
                 {"index": 0, "id": "call_2", "type": "function", "function": {"name": "f", "arguments": "{"}},
             ]
         },
+        {"tool_calls": [{"index": 0, "function": {"arguments": "}"}}]},
         {
             "tool_calls": [
-                {"index": 0, "function": {"arguments": "}"}},
                 {"index": 1, "id": "c2", "type": "function", "function": {"name": "g", "arguments": "{}"}},
             ]
         },
         {},
     ]
     assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+def test_the_pieces_of_one_call_come_as_one_delta() -> None:
+    """Instructor reads the first delta of a chunk, and no other."""
+    pieces = [ToolCallDelta(0, "c1", "f"), ToolCallDelta(0, arguments='{"a":'), ToolCallDelta(0, arguments="1}")]
+    chunks = stream(ask(), [ChatEvent(tool_calls=pieces, finish_reason="tool_calls")])
+    called = {"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}
+    assert [chunk["choices"][0]["delta"] for chunk in chunks[1:]] == [{"tool_calls": [called]}, {}]
 
 
 def test_choices_start_one_by_one() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+import attrs
 import orjson
 
 from velollm.api.openai.identity import Identity, Minter, render_usage
@@ -70,6 +72,19 @@ def _call(call: ToolCall, mint: Minter) -> JSON:
     }
 
 
+def _merged(deltas: Sequence[ToolCallDelta]) -> Sequence[ToolCallDelta]:
+    """The pieces of one event, those of the same call in one."""
+    if len(deltas) < 2:
+        return deltas
+    merged: dict[int, ToolCallDelta] = {}
+    for piece in deltas:
+        call = merged.get(piece.index)
+        merged[piece.index] = piece if call is None else attrs.evolve(
+            call, id=call.id or piece.id, name=call.name or piece.name, arguments=call.arguments + piece.arguments
+        )  # fmt: skip
+    return list(merged.values())
+
+
 class ChatStream(EventStream):
     """Renders chunks: a role first, then deltas, then an empty delta with the finish reason."""
 
@@ -100,7 +115,15 @@ class ChatStream(EventStream):
                 first, self.head(), event.index, orjson.dumps(event.text), self._text_tail,
             )  # fmt: skip
         delta = self._delta(event)
-        return first + (self._frame(event.index, delta, event.logprobs, None) if delta or event.logprobs else b"")
+        frames = [first]
+        if delta or event.logprobs:
+            frames.append(self._frame(event.index, delta, event.logprobs, None))
+        if not self._legacy:  # a frame for each call: there are clients that read the first of a frame only
+            frames += [
+                self._frame(event.index, {"tool_calls": [self._tool_call(event.index, call)]}, None, None)
+                for call in _merged(event.tool_calls)
+            ]
+        return b"".join(frames)
 
     def finish(self, event: ChatEvent) -> bytes:
         """The frame with the finish reason."""
@@ -122,8 +145,6 @@ class ChatStream(EventStream):
             delta["content"] = event.text
         if event.tool_calls and self._legacy:
             delta["function_call"] = self._function_call(event)
-        elif event.tool_calls:
-            delta["tool_calls"] = [self._tool_call(event.index, call) for call in event.tool_calls]
         return delta
 
     def _tool_call(self, choice: int, call: ToolCallDelta) -> JSON:
