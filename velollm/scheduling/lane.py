@@ -7,7 +7,7 @@ from math import inf
 
 from velollm.scheduling.job import Job
 from velollm.scheduling.limits import AdaptiveLimit
-from velollm.scheduling.pace import Pace, work
+from velollm.scheduling.pace import Pace
 from velollm.scheduling.residency import Residency
 
 __all__ = ["Lane"]
@@ -114,8 +114,7 @@ class Lane:
             return  # it waited for the model
         pace.ended(held, job.prompt_tokens, produced)
         if self.limit is None and job.model not in self.slots:
-            seconds = held / work(job.prompt_tokens, produced)
-            self._adaptive(job.model).sample(seconds, self.by_model.get(job.model, 0))
+            self._adaptive(job.model).answered(self.by_model.get(job.model, 0))
 
     def _has_loaded(self, model: str, now: float) -> None:
         if self._loading == model:

@@ -8,29 +8,24 @@ __all__ = ["AdaptiveLimit"]
 
 FIRST = 16.0
 LEAST = 1.0
-FLOOR = 8.0  # slower tokens alone lower the limit no further: they have many causes, and most engines batch
 MOST = 256.0
-TOLERANCE = 2.0  # how much slower a token may get before fewer are sent: batching costs each a little
-SMOOTHING = 0.2
+GROWTH = 0.2  # of its square root, for each answer that came while the limit was in use
 CEILING_SECONDS = 60.0  # so long it is remembered that an engine queued what it was given
-FADE = 1.0002  # the best pace is forgotten slowly, for an engine can get slower for good
 
 
 class AdaptiveLimit:
-    """A limit found by the gradient of time per token, where an engine does not say how many slots it has.
+    """A limit found by trial, where an engine does not say how many slots it has.
 
-    After Netflix's concurrency-limits (Gradient2): the limit grows by its square root while requests that run together
-    are hardly slower than alone, and shrinks with the ratio of the best pace to the present one when they queue up
-    inside the engine. Time per token takes the place of latency, because answers differ in length. A first token that
-    came only when others had ended says outright that there were more requests than slots; only that sign brings the
-    limit down to what an engine with few slots can take.
+    It grows by its square root, as in Netflix's concurrency-limits (Gradient2), while it is in use, and falls below the
+    number that was running when a request had to queue inside the engine: its first token came only when others had
+    ended. The pace of tokens does not count: it differs with the model, the prompt and the neighbours, and an engine
+    that batches is a little slower with each and yet better off with all of them.
     """
 
-    __slots__ = ("_best", "_ceiling", "_limit", "_until")
+    __slots__ = ("_ceiling", "_limit", "_until")
 
     def __init__(self, first: float = FIRST) -> None:
         self._limit = first
-        self._best = math.inf
         self._ceiling = MOST
         self._until = -math.inf
 
@@ -44,15 +39,7 @@ class AdaptiveLimit:
         self._until = now + CEILING_SECONDS
         self._limit = min(self._limit, self._ceiling + 1.0)
 
-    def sample(self, seconds_per_token: float, running: int) -> None:
-        """A request held its slot for so long per token, while `running` were running, itself among them."""
-        if seconds_per_token <= 0.0:
-            return
-        self._best = min(self._best * FADE, seconds_per_token)
-        gradient = max(0.5, min(1.0, TOLERANCE * self._best / seconds_per_token))
-        if gradient == 1.0 and running < self._limit / 2:
-            return  # not used: nothing is learned about more
-        floor = min(FLOOR, self._limit)
-        wanted = self._limit * gradient + (math.sqrt(self._limit) if gradient == 1.0 else 0.0)
-        self._limit += SMOOTHING * (wanted - self._limit)
-        self._limit = max(floor, min(MOST, self._limit))
+    def answered(self, running: int) -> None:
+        """A whole answer was given, while `running` requests were running, that one among them."""
+        if running >= self._limit / 2:  # otherwise nothing is learned about more
+            self._limit = min(MOST, self._limit + GROWTH * math.sqrt(self._limit))
