@@ -501,17 +501,20 @@ def write(found: dict[str, list[Figure]], about: dict[str, str], folder: Path) -
     """results/load.md and .json; scenarios that were not run keep their last figures."""
     folder.mkdir(parents=True, exist_ok=True)
     record_file = folder / "load.json"
-    known = json.loads(record_file.read_text())["scenarios"] if record_file.exists() else {}
-    every = {name: [Figure(**figure) for figure in figures] for name, figures in known.items()} | found
-    text = "\n".join(f"- **{name}**: {words}" for name, words in about.items())
-    head = "# Under load\n\nVeloLLM in front of an engine, against the same clients at the engine itself."
-    tail = (
-        f"clients, proxy and engine on the same machine; all times {TIMES:g} times as long (`LOAD_TIMES`). Repeat with "
-        "`python benchmarks/load.py`."
-    )
-    (folder / "load.md").write_text(f"{head}\n\n{table(every)}\n\n{text}\n\nMeasured on {machine()}, {tail}\n")
+    known = json.loads(record_file.read_text()) if record_file.exists() else {"scenarios": {}, "times": {}}
+    every = {name: [Figure(**figure) for figure in figures] for name, figures in known["scenarios"].items()} | found
+    times = known["times"] | dict.fromkeys(found, TIMES)
+    words = "\n".join(f"- **{name}** (times {times[name]:g}): {about[name]}" for name in every)
+    (folder / "load.md").write_text(f"{HEAD}\n\n{table(every)}\n\n{words}\n\nMeasured on {machine()}. {TAIL}\n")
     plain = {name: [attrs.asdict(figure) for figure in figures] for name, figures in every.items()}
-    record_file.write_text(json.dumps({"machine": machine(), "scenarios": plain}, indent=1) + "\n")
+    record_file.write_text(json.dumps({"machine": machine(), "times": times, "scenarios": plain}, indent=1) + "\n")
+
+
+HEAD = "# Under load\n\nVeloLLM in front of an engine, against the same clients at the engine itself."
+TAIL = (
+    "Clients, proxy and engine shared the machine, with other work on it; so all times, of the engine and of the goals, "
+    "were so many times as long as said (`LOAD_TIMES`). Repeat with `python benchmarks/load.py`."
+)
 
 
 def main() -> int:
