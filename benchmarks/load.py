@@ -512,7 +512,7 @@ def write(found: dict[str, list[Figure]], about: dict[str, str], folder: Path) -
 
 HEAD = "# Under load\n\nVeloLLM in front of an engine, against the same clients at the engine itself."
 TAIL = (
-    "Clients, proxy and engine shared the machine, with other work on it; so all times, of the engine and of the goals, "
+    "Clients, proxy and engine shared the machine with other work; so all times, of the engine and of the goals, "
     "were so many times as long as said (`LOAD_TIMES`). Repeat with `python benchmarks/load.py`."
 )
 
