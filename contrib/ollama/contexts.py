@@ -57,5 +57,6 @@ class Contexts:
 
 
 def _rounded(tokens: int, limit: int | None) -> int:
+    """Ollama cuts what exceeds the model's own context down to it, but loads the model anew for each other number."""
     rounded = 1 << (tokens - 1).bit_length()
-    return rounded if limit is None or rounded <= limit else max(tokens, limit)
+    return rounded if limit is None else min(rounded, limit)
