@@ -23,20 +23,21 @@ CHANNELS = "<|channel|>"
 def open_gguf(model: str, *, engine: Engine | None = None, in_process: bool = False, **options: Any) -> Backend:
     """The backend of a path to a `.gguf`, an installed model's name, or `hf:org/repo:quant`.
 
-    `engine` None takes `velo` where it serves the model as well as `llama-server`. `options` are those of
+    `engine` None takes `llama-server`, unless something is asked for that only `velo` knows. `options` are those of
     `EmbeddedBackend`; `velo` knows `num_blocks` and `batch` besides. `in_process` runs `velo` without a child: nothing
     is copied between processes, and a crash of llama.cpp ends this one. Raises `ConfigError`.
     """
     own = {name: options.pop(name) for name in ("num_blocks", "batch") if options.get(name) is not None}
     options = {name: value for name, value in options.items() if name not in ("num_blocks", "batch")}
     if engine is None:
-        engine = _fitting(model, options.get("folder"))
+        engine = "velo" if own or in_process else "llama-server"
     if engine not in ("velo", "llama-server"):
         raise ConfigError(f"{engine!r} is no engine: velo or llama-server runs a GGUF file")
     if engine == "llama-server":
         if own or in_process:
             raise ConfigError(f"llama-server has no {next(iter(own), 'in_process')}: only the engine velo does")
         return EmbeddedBackend(model, **options)
+    _check_template(model, options.get("folder"))
     if in_process:
         from velollm.contrib.velo.backend import EngineBackend
 
@@ -46,8 +47,8 @@ def open_gguf(model: str, *, engine: Engine | None = None, in_process: bool = Fa
     return ServedEngine(model, **options, **own)
 
 
-def _fitting(model: str, folder: Path | None) -> Engine:
-    if model.startswith("hf:"):
-        return "velo"
-    header = read_gguf(locate(model, folder))
-    return "llama-server" if CHANNELS in (header.chat_template or "") else "velo"
+def _check_template(model: str, folder: Path | None) -> None:
+    if model.startswith("hf:"):  # not here yet; its answers will show
+        return
+    if CHANNELS in (read_gguf(locate(model, folder)).chat_template or ""):
+        raise ConfigError(f"{model} speaks in channels, which velo does not tell apart: run it with --engine llama-server")

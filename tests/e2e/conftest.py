@@ -120,7 +120,7 @@ def embedded(folder: Path, default_model: Path) -> Iterator[Served]:
 def velo(folder: Path, default_model: Path) -> Iterator[Served]:
     """The default model in our own engine."""
     pytest.importorskip("xllamacpp", reason="the extra llamacpp is not installed")
-    with serving(folder, "velo", MODEL, "--model", MODEL) as served:
+    with serving(folder, "velo", MODEL, "--model", MODEL, "--engine", "velo") as served:
         yield served
 
 

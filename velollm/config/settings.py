@@ -150,7 +150,7 @@ class EngineSettings:
         flag="--model", metavar="NAME|PATH",
     )  # fmt: skip
     kind: Literal["velo", "llama-server"] | None = setting(
-        None, "what runs it (default: velo, where it serves the model as well)", flag="--engine"
+        None, "what runs it (default: llama-server)", flag="--engine"
     )
     ctx: int | None = setting(None, "tokens of context for each conversation", metavar="TOKENS", check=positive)
     kv_type: KVType = setting("f16", "the type of its KV cache")
