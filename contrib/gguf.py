@@ -51,4 +51,6 @@ def _check_template(model: str, folder: Path | None) -> None:
     if model.startswith("hf:"):  # not here yet; its answers will show
         return
     if CHANNELS in (read_gguf(locate(model, folder)).chat_template or ""):
-        raise ConfigError(f"{model} speaks in channels, which velo does not tell apart: run it with --engine llama-server")
+        raise ConfigError(
+            f"{model} speaks in channels, which velo does not tell apart: run it with --engine llama-server"
+        )
