@@ -34,7 +34,14 @@ from velollm.contrib.forced import ForcedCall, as_calls, forced_call
 from velollm.contrib.ollama.contexts import Contexts
 from velollm.contrib.ollama.facts import ModelFacts, full_name, loaded_context, read_facts, read_model
 from velollm.contrib.toolless import has_tool_turns, tell_tools
-from velollm.errors import BackendProtocolError, BackendRefused, ConfigError, UnsupportedError, VeloError
+from velollm.errors import (
+    BackendProtocolError,
+    BackendRefused,
+    ConfigError,
+    RequestError,
+    UnsupportedError,
+    VeloError,
+)
 from velollm.messages import (
     ChatEvent,
     ChatRequest,
@@ -124,6 +131,7 @@ class OllamaBackend(Backend):
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
         """One vector an input."""
+        _check_named(request)
         body = encode_embed(await self._steady(request))
         async with await self._post("/api/embed", body, request) as response:
             return decode_embeddings(await response.read(), len(request.inputs), request.dimensions, self.name)
@@ -220,6 +228,7 @@ class OllamaBackend(Backend):
 
     async def _once(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         """One choice."""
+        _check_named(request)
         if request.echo and isinstance(request.prompt, str):
             yield ChatEvent(text=request.prompt)
         forced = forced_call(request)
@@ -328,3 +337,9 @@ def _sum(one: Usage | None, other: Usage) -> Usage:
     if one is None:
         return other
     return attrs.evolve(other, completion_tokens=one.completion_tokens + other.completion_tokens)
+
+
+def _check_named(request: ChatRequest | EmbedRequest) -> None:
+    """Ollama has no model for a request that names none, and says so in ways that no client understands."""
+    if not request.model:
+        raise RequestError("model is required: name the model that is to answer", param="model")

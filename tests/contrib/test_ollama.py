@@ -24,6 +24,7 @@ from velollm.errors import (
     ModelNotFound,
     Overloaded,
     PathNotFound,
+    RequestError,
     UnsupportedError,
     VeloError,
 )
@@ -554,6 +555,14 @@ async def test_models(backend: OllamaBackend, engine: Engine) -> None:
     engine.answers["/api/tags"] = lambda request: httpx.Response(200, json=["model"])
     with pytest.raises(BackendProtocolError):
         await backend.models()
+
+
+async def test_a_request_without_a_model_asks_nothing_of_the_engine(backend: OllamaBackend, engine: Engine) -> None:
+    for wrong in (collect(backend, ask(model="")), backend.embed(EmbedRequest(model="", inputs=["a"]))):
+        with pytest.raises(RequestError, match="model is required") as caught:
+            await wrong
+        assert (caught.value.status, caught.value.param) == (400, "model")
+    assert engine.asked("/api/chat") == engine.asked("/api/embed") == []
 
 
 async def test_embeddings(backend: OllamaBackend, engine: Engine) -> None:
