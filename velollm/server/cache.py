@@ -50,7 +50,7 @@ class CacheApi:
                 raise MethodNotAllowed(scope["path"], scope["method"], (method,))
             key = CURRENT.get()
             # As the layer has it: whoever gets the name of a revoked key sees none of its entries.
-            tenant = None if key is None or key.admin else key.name
+            tenant = None if key is None or key.admin else f"{key.name}\x00{key.cache_salt}"
             status, body = 200, await anyio.to_thread.run_sync(answer, scope, tenant)
             if scope["path"].endswith("/export"):
                 kind = b"application/x-ndjson"
