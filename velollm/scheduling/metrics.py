@@ -27,6 +27,7 @@ class SchedulingMetrics(Collector):
 
     def waited(self, model: str, seconds: float) -> None:
         """A request for `model` has got its turn."""
+        model = model or OTHER
         found = self._queue_times.get(model)
         if found is None:
             if len(self._queue_times) >= MOST_MODELS:
