@@ -301,29 +301,32 @@ async def test_a_client_that_leaves_does_not_stop_the_start(tiny: Path) -> None:
 
 
 async def test_closed_while_it_starts(tiny: Path) -> None:
+    before = children_of(os.getpid())
     backend = EmbeddedBackend(str(tiny), threads=1)
     task = asyncio.create_task(backend.start())
     await asyncio.sleep(0.05)
     await backend.aclose()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert children_of(os.getpid()) == []
+    assert children_of(os.getpid()) == before
     assert (await answer(backend, ask())).complete  # and opened again
     await backend.aclose()
 
 
 async def test_a_start_that_takes_too_long(tiny: Path) -> None:
+    before = children_of(os.getpid())
     with pytest.raises(BackendError, match=r"within 0\.01 seconds"):
         await EmbeddedBackend(str(tiny), start_timeout=0.01).start()
-    assert children_of(os.getpid()) == []
+    assert children_of(os.getpid()) == before
 
 
 async def test_a_model_that_llama_cpp_does_not_know(tmp_path: Path) -> None:
+    before = children_of(os.getpid())
     path = write_tiny_gguf(tmp_path / "odd.gguf", metadata={"general.architecture": "unheard-of"})
     backend = EmbeddedBackend(str(path))
     with pytest.raises(BackendError, match="unknown model architecture: 'unheard-of'"):
         await backend.start()
-    assert children_of(os.getpid()) == []
+    assert children_of(os.getpid()) == before
     await backend.aclose()
 
 
