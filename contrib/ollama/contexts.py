@@ -11,6 +11,7 @@ import attrs
 __all__ = ["Contexts"]
 
 HELD_SECONDS = 600.0
+MOST_MODELS = 256
 
 
 @attrs.define
@@ -34,7 +35,7 @@ class Contexts:
 
         `loaded` is the context that the model has now, `limit` what it was trained for; None where that is unknown.
         """
-        held = self._models.setdefault(model, _Held())
+        held = self._held(model)
         if loaded is not None and held.sent_none:
             held.default = loaded
         held.sent_none = False
@@ -47,13 +48,19 @@ class Contexts:
 
     def unasked(self, model: str, now: float) -> int | None:
         """The context for a request that says nothing; None leaves it to Ollama."""
-        held = self._models.get(model)
-        if held is None:
-            return None
+        held = self._held(model)
         if held.default is not None and held.default <= held.tokens and held.until >= now:
             return held.tokens
         held.sent_none = True
         return None
+
+    def _held(self, model: str) -> _Held:
+        found = self._models.get(model)
+        if found is None:
+            if len(self._models) >= MOST_MODELS:
+                del self._models[next(iter(self._models))]
+            found = self._models[model] = _Held()
+        return found
 
 
 def _rounded(tokens: int, limit: int | None) -> int:

@@ -445,6 +445,13 @@ def test_contexts() -> None:
     assert contexts.asked("tiny", 1, 0.0, loaded=None, limit=None) == 1
 
 
+def test_a_default_that_came_first_is_known() -> None:
+    contexts = Contexts()
+    assert contexts.unasked("m", 0.0) is None
+    assert contexts.asked("m", 4097, 1.0, loaded=4096, limit=8192) == 8192
+    assert contexts.unasked("m", 2.0) == 8192, "it is not loaded anew for less"
+
+
 def test_a_larger_default_is_left_alone() -> None:
     contexts = Contexts()
     contexts.asked("m", 4096, 0.0, loaded=None, limit=None)

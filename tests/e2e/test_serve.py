@@ -188,7 +188,8 @@ async def test_sigterm_lets_running_answers_end(tmp_path: Path) -> None:
     async with engine_and_proxy(tmp_path) as (_, _, proxy), proxy.client() as http:
         async with http.stream("POST", CHAT, json={**QUESTION, "stream": True}) as response:
             lines = response.aiter_lines()
-            await anext(lines)
+            while "word" not in await anext(lines):
+                pass
             proxy.process.send_signal(signal.SIGTERM)
             await asyncio.sleep(0.2)
             with pytest.raises(httpx.ConnectError):
