@@ -1,9 +1,9 @@
 """What stands between many clients and few engines under load: VeloLLM against going straight to the engine.
 
-    python benchmarks/load.py [--only priority,overload,...] [--quick] [--llama]
+    python benchmarks/load.py [--only priority,overload,...] [--seconds 12]
 
-The engine is `simulated_engine.py`, whose time is known: slots, prefill and decode by the token. `--llama` adds a real
-llama-server with the default model. Every figure has a goal beside it. Writes results/load.md and load.json.
+The engine is `simulated_engine.py`, whose time is known: slots, prefill and decode by the token. Every figure has a
+goal beside it. Writes results/load.md and load.json.
 """
 
 from __future__ import annotations
