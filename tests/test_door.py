@@ -298,3 +298,38 @@ async def test_other_scopes_without_an_app() -> None:
 
     await VeloLLM(backend=ScriptedBackend())({"type": "websocket", "path": "/"}, receive, send)
     assert sent == [{"type": "websocket.close", "code": 1000}]
+
+
+@pytest.mark.parametrize("dialect", PATHS)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("x-velollm-priority", "urgent"), ("x-velollm-priority", ""), ("x-velollm-deadline-ms", "soon"),
+        ("x-velollm-deadline-ms", "-5"), ("x-velollm-deadline-ms", "0"), ("x-velollm-deadline-ms", "nan"),
+        ("x-velollm-deadline-ms", "1e999"), ("x-velollm-tool-calls", "maybe"), ("x-velollm-cache-ttl", "1 day"),
+        ("x-velollm-cache-ttl", "-1"), ("x-velollm-cache-ttl", "9" * 40),
+    ],
+)  # fmt: skip
+async def test_a_header_that_makes_no_sense_is_refused_in_every_dialect(dialect: str, name: str, value: str) -> None:
+    backend = ScriptedBackend()
+    app = VeloLLM(backend=backend, tool_calls=False)
+    answer = await ask(app, "POST", PATHS[dialect], question(dialect), **{name: value})
+    assert answer.status == 400
+    error = answer.json["error"]
+    assert name in (error if isinstance(error, str) else error["message"])
+    assert not backend.requests
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/api/embed", "/v1/messages/count_tokens", "/tokenize"])
+async def test_a_header_that_makes_no_sense_is_refused_beside_chat_too(path: str) -> None:
+    payload = {"model": "tiny", "input": "x", "content": "x", "messages": QUESTION["messages"]}
+    answer = await ask(VeloLLM(backend=ScriptedBackend()), "POST", path, payload, **{"x-velollm-priority": "high"})
+    assert answer.status == 400
+    assert "x-velollm-priority" in answer.text
+
+
+async def test_headers_that_make_sense_are_taken_in_any_case() -> None:
+    headers = {"x-velollm-priority": " Batch", "x-velollm-deadline-ms": "1e4", "x-velollm-tool-calls": "STRICT",
+               "x-velollm-cache-ttl": "0", "x-velollm-session": "any thing"}  # fmt: skip
+    answer = await ask(VeloLLM(backend=ScriptedBackend()), "POST", PATHS["openai"], question("openai"), **headers)
+    assert answer.status == 200

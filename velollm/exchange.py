@@ -10,6 +10,7 @@ import orjson
 
 from velollm.api import anthropic, ollama, openai
 from velollm.asgi import Headers, Receive, Responder, Scope, Send, decode_headers, encode_headers, read_body
+from velollm.control_headers import check_control_headers
 from velollm.errors import RequestError, VeloError
 from velollm.messages import RequestContext
 from velollm.observability.record import note_refusal
@@ -62,9 +63,10 @@ class Exchange:
         )
 
     async def read(self, limit: int) -> None:
-        """Read the body, of at most `limit` bytes, and parse it as a JSON object."""
+        """Read the body, of at most `limit` bytes, and parse it as a JSON object; check what headers wish for."""
         self.body = await read_body(self.receive, self.context.client_headers, limit)
         self.payload = _parse_json(self.body)
+        check_control_headers(self.context.client_headers)
 
     async def json(self, answer: Any) -> None:
         """Answer 200 with JSON; `answer` may be bytes already encoded."""

@@ -213,7 +213,7 @@ async def test_a_request_may_choose_the_mode(asked: str) -> None:
 
 async def test_an_unknown_mode_is_refused() -> None:
     request = ask(context=RequestContext(client_headers={HEADER: "please"}))
-    with pytest.raises(RequestError, match="repair, strict or off"):
+    with pytest.raises(RequestError, match="repair, strict, off"):
         await answer_of(ToolCallLayer(Engine(text(GOOD))), request)
 
 

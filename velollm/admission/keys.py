@@ -9,13 +9,13 @@ import secrets
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from functools import lru_cache
-from typing import Literal, TypeAlias
 
 import attrs
 
+from velollm.control_headers import Priority
+
 __all__ = ["CLASSES", "CURRENT", "LONGEST", "SHORTEST", "Key", "KeyRing", "Priority", "hash_key", "new_key"]
 
-Priority: TypeAlias = Literal["interactive", "normal", "batch"]
 
 CLASSES: tuple[Priority, ...] = ("interactive", "normal", "batch")  # the most urgent first
 SHORTEST = 16

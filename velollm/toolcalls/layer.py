@@ -11,11 +11,13 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Literal, Protocol
+from typing import Protocol
 
 import attrs
 
 from velollm.backend import Backend, Layer
+from velollm.control_headers import TOOL_CALLS as HEADER
+from velollm.control_headers import Mode, read_mode
 from velollm.errors import BackendRefused, RequestError, VeloError
 from velollm.messages import ChatEvent, ChatRequest, Usage
 from velollm.toolcalls.failures import asked_again, is_parser_failure, unparsed_text
@@ -27,11 +29,6 @@ from velollm.toolcalls.tools import InvalidToolError
 __all__ = ["HEADER", "Mode", "Observer", "ToolCallLayer"]
 
 logger = logging.getLogger("velollm.toolcalls")
-
-Mode = Literal["repair", "strict", "off"]
-
-HEADER = "x-velollm-tool-calls"
-MODES: dict[str, Mode] = {"repair": "repair", "strict": "strict", "off": "off"}
 
 
 class Observer(Protocol):
@@ -96,12 +93,7 @@ class ToolCallLayer(Layer):
 
     def _mode_of(self, request: ChatRequest) -> Mode:
         asked = request.context.client_headers.get(HEADER)
-        if asked is None:
-            return self.mode
-        mode = MODES.get(asked.strip().lower())
-        if mode is None:
-            raise RequestError(f"{HEADER} must be repair, strict or off, not {asked[:40]!r}", param=HEADER)
-        return mode
+        return self.mode if asked is None else read_mode(asked)
 
     def _count(self, report: Report) -> None:
         for kind, count in report.repairs.items():
