@@ -89,16 +89,11 @@ class OpenAIBackend(Backend):
                     yield event
                 return
             decoder, frames = StreamDecoder(wire, self.name), SSEDecoder()
-            async with aclosing(response.chunks()) as pieces:
-                async for piece in pieces:
-                    for frame in frames.feed(piece):
-                        for event in decoder.frame(frame.data, frame.raw, frame.event):
-                            yield event
-                    if decoder.done:
-                        break
-            for frame in frames.end():
-                for event in decoder.frame(frame.data, frame.raw, frame.event):
+            while not decoder.done and (piece := await response.piece()):
+                for event in decoder.read(frames.feed(piece)):
                     yield event
+            for event in decoder.read(frames.end()):
+                yield event
         if decoder.skipped:
             logger.warning("%s sent %d events that could not be read", self.name, decoder.skipped)
         decoder.close()

@@ -39,6 +39,8 @@ class ObserveLayer(Layer):
                 arrived(clock())
                 if len(watch.times) == 1:
                     watch.first_event(event)
+                if event.pieces > 1:
+                    watch.came_together(event.pieces)
                 if event.finish_reason is not None or event.usage is not None:
                     watch.last_event(event)
                 yield event
@@ -117,6 +119,10 @@ class _Watch:
             self._ttft = now - self._received
             self._context.marks["first_token"] = now
             self._context.headers["server-timing"] = self._server_timing(prefill=self._ttft - self._queued())
+
+    def came_together(self, pieces: int) -> None:
+        """The last event was several, which came at once."""
+        self.times += self.times[-1:] * (pieces - 1)
 
     def last_event(self, event: ChatEvent) -> None:
         """A choice ends, or the usage is told."""

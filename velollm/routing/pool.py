@@ -213,11 +213,11 @@ class BackendPool(Backend):
         pieces = 0
         try:
             async for event in watched:
-                pieces += 1
                 health.heard = now = clock()
-                if pieces == 1:
+                if not pieces:
                     first = now
                     self._answered(member)
+                pieces += event.pieces
                 turn.saw(event)
                 if stream is None or going_on:
                     yield event

@@ -213,7 +213,7 @@ class Turn:
             self._scheduler.answered(self._job)
         if event.usage is not None:
             self._usage = event.usage
-        self._job.produced += 1  # about one token, until the usage says how many
+        self._job.produced += event.pieces  # about one token, until the usage says how many
 
     def complete(self) -> None:
         """The answer is whole."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self
@@ -30,7 +30,7 @@ class UpstreamResponse:
     the generator around it ends the block. `headers` have lower-case names; `limit` bounds the body in bytes.
     """
 
-    __slots__ = ("_body", "_limit", "headers", "name", "status")
+    __slots__ = ("_begun", "_body", "_inflater", "_limit", "_parts", "_size", "headers", "name", "status")
 
     def __init__(self, name: str, body: PooledBody | ForeignBody, limit: int) -> None:
         self.name = name
@@ -38,6 +38,10 @@ class UpstreamResponse:
         self.headers = body.headers
         self._body = body
         self._limit = limit
+        self._size = 0  # bytes that were read, before and after decompression
+        self._begun = False
+        self._inflater: Inflater | None = None
+        self._parts: Iterator[bytes] = iter(())
 
     def header(self, name: bytes) -> bytes | None:
         """The first header of this (lower-case) name."""
@@ -46,35 +50,47 @@ class UpstreamResponse:
                 return value
         return None
 
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """The body in pieces as they arrive, decompressed.
+    async def piece(self) -> bytes:
+        """Some more of the body, decompressed; empty at its end.
 
         Raises `BackendTimeout` when none comes in time, `BackendProtocolError` when it breaks off or grows too long.
         """
-        inflater = self._inflater()
-        limit = self._limit
-        size = 0
+        if not self._begun:
+            self._begun = True
+            self._inflater = self._chosen_inflater()
         try:
-            while piece := await self._body.read():
-                size += len(piece)
-                if size > limit:
-                    raise self._too_long()
-                if inflater is None:
-                    yield piece
-                    continue
-                for part in inflater.feed(piece):
-                    size += len(part)
-                    if size > limit:
-                        raise self._too_long()
-                    yield part
-            if inflater is not None:
-                inflater.end()
+            if self._inflater is not None:
+                return await self._inflated(self._inflater)
+            piece = await self._body.read()
         except httpx.HTTPError as error:
             raise explain(self.name, error) from error
         except zlib.error as error:
             raise self._wrong(f"its answer is not the compressed data that it claims to be ({error})") from None
+        self._count(piece)
+        return piece
 
-    def _inflater(self) -> Inflater | None:
+    async def _inflated(self, inflater: Inflater) -> bytes:
+        while (part := next(self._parts, None)) is None:
+            piece = await self._body.read()
+            self._count(piece)
+            if not piece:
+                inflater.end()
+                return b""
+            self._parts = inflater.feed(piece)
+        self._count(part)
+        return part
+
+    def _count(self, piece: bytes) -> None:
+        self._size += len(piece)
+        if self._size > self._limit:
+            raise self._wrong(f"its answer is longer than {self._limit} bytes (--max-response)")
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """The body, piece by piece as it arrives; see `piece`."""
+        while piece := await self.piece():
+            yield piece
+
+    def _chosen_inflater(self) -> Inflater | None:
         encoding = (self.header(b"content-encoding") or b"identity").strip().lower()
         if encoding in (b"identity", b""):
             return None
@@ -90,15 +106,19 @@ class UpstreamResponse:
         except httpx.HTTPError as error:
             raise explain(self.name, error) from error
 
-    def _too_long(self) -> BackendProtocolError:
-        return self._wrong(f"its answer is longer than {self._limit} bytes (--max-response)")
-
     def _wrong(self, what: str) -> BackendProtocolError:
         return BackendProtocolError(f"{self.name} failed: {what}", backend=self.name)
 
     async def read(self) -> bytes:
         """The whole body."""
-        return b"".join([piece async for piece in self.chunks()])
+        first = await self.piece()
+        second = await self.piece() if first else b""
+        if not second:
+            return first
+        pieces = [first, second]
+        while piece := await self.piece():
+            pieces.append(piece)
+        return b"".join(pieces)
 
     async def json(self) -> Any:
         """The whole body as JSON; raises `BackendProtocolError` when it is none."""

@@ -1,6 +1,8 @@
 """Streamed answers of engines that speak OpenAI, chunk by chunk as typed events. No I/O.
 
-    bytes ─▶ SSEDecoder ─▶ frames ─▶ StreamDecoder.frame ─▶ ChatEvents ··· until [DONE] ─▶ StreamDecoder.close
+    bytes ─▶ SSEDecoder ─▶ frames ─▶ StreamDecoder.read ─▶ ChatEvents ··· until [DONE] ─▶ StreamDecoder.close
+
+Texts that came at once become one event: when the proxy is behind, it has less to do for each of them.
 
 What cannot be read is skipped and counted; what was read but is not as the schema wants it (no `index`, no
 `finish_reason`, another id than the first chunk, usage beside choices) loses its bytes, so that a renderer writes it
@@ -9,7 +11,8 @@ anew, correctly. llama-server stamps every chunk with a time of its own: all of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 import orjson
@@ -25,6 +28,7 @@ from velollm.api.openai.engine_words import (
     text_of,
 )
 from velollm.api.openai.logprobs import from_legacy
+from velollm.api.sse import SSEFrame
 from velollm.errors import BackendProtocolError
 from velollm.messages import ChatEvent, FinishReason
 
@@ -33,6 +37,8 @@ __all__ = ["StreamDecoder"]
 JSON: TypeAlias = dict[str, Any]
 
 KINDS = {"openai.chat": "chat.completion.chunk", "openai.completions": "text_completion"}
+PLAIN = re.compile(rb'[^"\\\x00-\x1f]*')  # stands in a JSON string as it is
+PROBE = b"probe of a text"
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError)
 
 
@@ -53,9 +59,38 @@ class StreamDecoder:
         self._meta_sent = False
         self._head: tuple[Any, ...] = ()
         self._created: Any = None
+        self._pattern: Pattern | None = None  # of the last chunk that brought a text and nothing else
+
+    def read(self, frames: Iterable[SSEFrame]) -> list[ChatEvent]:
+        """The events of frames that came at once. Raises `BackendRefused` for an error that the engine sent in-band."""
+        events: list[ChatEvent] = []
+        pattern = self._pattern
+        texts: list[str] = []
+        passed: list[bytes] = []
+        for frame in frames:
+            found = None if pattern is None else pattern.match(frame)
+            if found is not None:
+                texts.append(found[0])
+                passed.append(found[1])
+                continue
+            if texts and pattern is not None:
+                events.append(self._joined(pattern, texts, passed))
+                texts, passed = [], []
+            events += self.frame(frame.data, frame.raw, frame.event)
+            pattern = self._pattern
+        if texts and pattern is not None:
+            events.append(self._joined(pattern, texts, passed))
+        return events
+
+    def _joined(self, pattern: Pattern, texts: list[str], passed: list[bytes]) -> ChatEvent:
+        if len(texts) == 1:
+            return ChatEvent(texts[0], index=pattern.index, wire=self.wire, raw=passed[0])
+        return ChatEvent(
+            "".join(texts), index=pattern.index, wire=self.wire, raw=b"".join(passed), pieces=len(texts)
+        )
 
     def frame(self, data: bytes, raw: bytes, event: str = "") -> Sequence[ChatEvent]:
-        """The events of one server-sent event. Raises `BackendRefused` for an error that the engine sent in-band."""
+        """The events of one server-sent event."""
         if self.done or not data:
             return ()
         try:
@@ -72,6 +107,8 @@ class StreamDecoder:
                     text = self._lone_text(choice)
                     if text is not None:
                         passed = self._bytes(chunk, data, raw)
+                        if passed is not None:
+                            self._pattern = Pattern.of(data, passed, text, choice["index"])
                         return (ChatEvent(text, index=choice["index"], wire=self.wire, raw=passed),)
             except MALFORMED:
                 pass
@@ -152,6 +189,56 @@ class StreamDecoder:
                 return None
             data = raw = data.replace(stamp % created, stamp % self._created)
         return _canonical(data, raw)
+
+
+class Pattern:
+    """What is around the text in a chunk that brings nothing else; most chunks of an answer differ in nothing more."""
+
+    __slots__ = ("_after", "_before", "_least", "_sent", "index")
+
+    def __init__(self, before: bytes, after: bytes, sent: tuple[bytes, bytes] | None, index: int) -> None:
+        self._before = before
+        self._after = after
+        self._least = len(before) + len(after)
+        self._sent = sent
+        self.index = index
+
+    @classmethod
+    def of(cls, data: bytes, passed: bytes, text: str, index: int) -> Pattern | None:
+        """The pattern of a chunk, of which `passed` is sent on; None when its text stands there in other characters."""
+        literal = b'"%b"' % text.encode()
+        around, sent = data.split(literal), passed.split(literal)
+        if not PLAIN.fullmatch(literal[1:-1]) or len(around) != 2 or len(sent) != 2:
+            return None
+        before, after = around[0] + b'"', b'"' + around[1]
+        if not _holds_text(before + PROBE + after):
+            return None  # it was another string that reads like the text
+        same = passed == b"data: %b\n\n" % data
+        return cls(before, after, None if same else (sent[0] + b'"', b'"' + sent[1]), index)
+
+    def match(self, frame: SSEFrame) -> tuple[str, bytes] | None:
+        """The text of a chunk of this pattern, and what to send on."""
+        _, data, raw = frame
+        before, after = self._before, self._after
+        if not (data.startswith(before) and data.endswith(after)) or len(data) < self._least:
+            return None
+        middle = data[len(before) : len(data) - len(after)]
+        if not PLAIN.fullmatch(middle):
+            return None
+        try:
+            text = middle.decode()
+        except UnicodeDecodeError:
+            return None
+        if self._sent is not None:
+            return text, b"%b%b%b" % (self._sent[0], middle, self._sent[1])
+        return text, raw if len(raw) == len(data) + 8 else b"data: %b\n\n" % data
+
+
+def _holds_text(data: bytes) -> bool:
+    """Whether the text of this chunk is the probe."""
+    choice = orjson.loads(data)["choices"][0]
+    text = choice["text"] if "text" in choice else choice["delta"].get("content")
+    return bool(text == PROBE.decode())
 
 
 class _ChunkReader:

@@ -90,7 +90,7 @@ class EventStream:
     def _pass(self, event: ChatEvent, raw: bytes) -> bytes:
         self.note(event)
         if self.request.include_usage and raw and b'"usage":' not in raw:  # in texts, its quotes would be escaped
-            raw = raw[: raw.rindex(b"}")] + self._tail
+            raw = raw.replace(b"}\n\n", self._tail)  # of each frame, when several came at once
         if event.finish_reason is None and event.usage is None:
             return self._release(raw) if self._held else raw
         if event.text or event.reasoning or event.tool_calls:
