@@ -12,8 +12,6 @@ from typing import Any, TextIO
 
 import orjson
 
-from velollm.errors import VeloError
-
 __all__ = ["JsonFormatter", "TextFormatter", "configure_logging"]
 
 FLUSH_SECONDS = 0.05
@@ -28,7 +26,6 @@ def configure_logging(level: str, style: str = "text", stream: TextIO | None = N
     """
     handler = LineHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
-    handler.addFilter(_without_expected)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
@@ -79,12 +76,6 @@ class LineHandler(logging.StreamHandler[TextIO]):
                 self._lines.clear()
                 self.stream.write(text)
             super().flush()
-
-
-def _without_expected(record: logging.LogRecord) -> bool:
-    """Leave out what servers report of streams that were broken off on purpose; the request's own line tells."""
-    error = record.exc_info[1] if record.exc_info else None
-    return not (record.name.startswith("uvicorn") and isinstance(error, VeloError))
 
 
 class _Formatter(logging.Formatter):
