@@ -348,7 +348,8 @@ class ChatEvent:
     `wire` and `raw` are the upstream bytes of this event, complete with framing, where they say exactly this event and
     nothing else; a door that speaks `wire` may send them as they are. An event made or changed by a layer has none.
     When one upstream chunk becomes several events, the first carries the bytes and the others carry `raw=b""`; when
-    texts that came at once became one event, `pieces` says how many they were. Errors are not events: iteration raises a `VeloError`.
+    texts that came at once became one event, `pieces` says how many they were. Errors are not events: iteration raises
+    a `VeloError`.
     """
 
     text: str = ""

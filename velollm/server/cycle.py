@@ -43,9 +43,6 @@ class Cycle:
         "complete", "disconnected", "keep_alive", "more_body", "started",
     )  # fmt: skip
 
-    # Header names that were found to be sound, for all connections.
-    known: dict[bytes, bytes] = {}
-
     def __init__(self, connection: GuardedProtocol, scope: Scope, *, keep_alive: bool, expects: bool) -> None:
         self._connection = connection
         self._scope = scope
@@ -151,9 +148,8 @@ class Cycle:
     def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         lines = [STATUS_LINES[status], self._connection.own_headers()]
         framed = closes = False
-        known = self.known
         for name, value in headers:
-            lower = known.get(name) or _sound(name, known)
+            lower = SOUND.get(name) or _sound(name)
             if UNSOUND.search(value):
                 raise RuntimeError(f"the value of the header {name!r} has control characters")
             if lower == b"content-length":
@@ -197,10 +193,13 @@ class Cycle:
             self._connection.answered(self)
 
 
-def _sound(name: bytes, known: dict[bytes, bytes]) -> bytes:
-    """The name of a header in lower case, as long as it is one."""
+# Names of headers that were found to be sound, in lower case.
+SOUND: dict[bytes, bytes] = {}
+
+
+def _sound(name: bytes) -> bytes:
     if not NAME.fullmatch(name):
         raise RuntimeError(f"{name!r} cannot be the name of a header")
-    if len(known) < MOST_NAMES:
-        known[name] = name.lower()
+    if len(SOUND) < MOST_NAMES:
+        SOUND[name] = name.lower()
     return name.lower()

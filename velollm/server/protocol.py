@@ -113,7 +113,9 @@ class GuardedProtocol(asyncio.Protocol):
         self._fruitless += size  # on_body sets it back
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:  # HTTP/2 or WebSocket would be liked better: it is answered in HTTP/1.1, once
+        except (
+            httptools.HttpParserUpgrade
+        ):  # HTTP/2 or WebSocket would be liked better: it is answered in HTTP/1.1, once
             self._deaf = True
             self._last_cycle().keep_alive = False
         except httptools.HttpParserError:
