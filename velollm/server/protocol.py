@@ -1,4 +1,4 @@
-"""HTTP/1.1 as it is spoken to clients: one connection, with deadlines, limits, and no tolerance for what can be misread.
+"""HTTP/1.1 as clients are spoken to: one connection, with deadlines, limits, and strict about what can be misread.
 
     connection ──▶ head ──▶ body ──▶ (answering) ──▶ head ...
                    20 s     10 KiB
