@@ -22,6 +22,14 @@ EPOCH = "1750000000"
 GENERATED = shutil.ignore_patterns("__pycache__", "*.pyc", "*.egg-info")
 
 
+IMPORTED = {  # what a distribution is imported by
+    "cuda_bindings": r"cuda\.bindings",
+    "cuda_core": r"cuda\.core",
+    "nvidia_cuda_nvrtc": r"cuda\.bindings import nvrtc",
+    "nvidia_ml_py": "pynvml",
+}
+
+
 def setup_cfg() -> configparser.ConfigParser:
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
@@ -101,7 +109,7 @@ def test_every_extra_is_used() -> None:
     for extra, wanted in extras.items():
         for line in wanted.strip().splitlines():
             name = re.split(r"[ ;<>=!~\[(]", line)[0].replace("-", "_")
-            name = {"nvidia_ml_py": "pynvml"}.get(name, name)
+            name = IMPORTED.get(name, name)
             assert re.search(rf"(import|from|find_spec\(\W?|library\(\W?) ?{name}\b", text), (
                 f"{extra}: nothing imports {name}"
             )

@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "optimize": ("velollm.commands.tune", "the same as tune"),
     "profiles": ("velollm.commands.profiles", "share tuned settings"),
     "doctor": ("velollm.commands.doctor", "say what is wrong, and what mends it"),
+    "kernels": ("velollm.commands.kernels", "list, compile and check the CUDA kernels"),
     "keys": ("velollm.commands.keys", "add, list and revoke API keys"),
 }
 EXAMPLES = """\

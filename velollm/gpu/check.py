@@ -1,0 +1,104 @@
+"""Runs the kernels where they are to run, and compares with NumPy in float64: a few random cases of each call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from velollm.gpu.attention import BLOCK, paged_attention
+from velollm.gpu.executor import Executor
+from velollm.gpu.kernels import HEAD_DIMS, SCALARS
+
+__all__ = ["Finding", "check"]
+
+Floats = npt.NDArray[np.float64]
+TOLERANCE = {"fp32": 1e-5, "fp16": 4e-3, "bf16": 3e-2}  # of the largest number: the hardware's exp2 is an approximation
+
+
+@attrs.frozen(kw_only=True)
+class Finding:
+    """How far the case `name` was from NumPy, as a share of the largest number, and how far it may be."""
+
+    name: str
+    error: float
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        """Near enough."""
+        return self.error <= self.tolerance  # a NaN is not
+
+
+def check(on: Executor, *, seed: int = 0) -> Iterator[Finding]:
+    """Every case on `on`, one after the other."""
+    for name, scalar, case in _cases(on):
+        random = np.random.default_rng(seed)
+        got, expected = case(random)
+        error = float(np.abs(got - expected).max() / max(np.abs(expected).max(), 1e-9))
+        yield Finding(name=name, error=error, tolerance=TOLERANCE[scalar])
+
+
+Case = Callable[[np.random.Generator], tuple[Floats, Floats]]
+
+
+def _cases(on: Executor) -> Iterator[tuple[str, str, Case]]:
+    for scalar in SCALARS:
+        for head_dim in HEAD_DIMS:
+            for what, lengths, queries in (("decode", (1, 33, 300), (1, 1, 1)), ("prefill", (40, 150), (40, 70))):
+                name = f"paged_attention {what} {scalar} d{head_dim}"
+                yield name, scalar, _attention(on, scalar, head_dim, lengths, queries)
+
+
+def _attention(on: Executor, scalar: str, head_dim: int, lengths: tuple[int, ...], queries: tuple[int, ...]) -> Case:
+    def case(random: np.random.Generator) -> tuple[Floats, Floats]:
+        kv_heads, group, width = 2, 4, -(-max(lengths) // BLOCK)
+        numbers = random.permutation(len(lengths) * width).reshape(len(lengths), width)
+        caches = random.standard_normal((2, numbers.size, kv_heads, BLOCK, head_dim))
+        q = random.standard_normal((sum(queries), kv_heads * group, head_dim))
+        given = [_rounded(one, scalar) for one in (q, *caches)]
+        on_device = [on.array(one, scalar) for one in given]
+        out = paged_attention(
+            on_device[0],
+            on_device[1],
+            on_device[2],
+            numbers.astype(np.int32),
+            np.array(lengths, np.int32),
+            np.concatenate([[0], np.cumsum(queries)]).astype(np.int32),
+            on=on,
+        )
+        q, keys, values = (_widened(one, scalar) for one in given)
+        found, at = [], 0
+        for table, length, count in zip(numbers, lengths, queries, strict=True):
+            k, v = (one[table].swapaxes(0, 1).reshape(kv_heads, -1, head_dim)[:, :length] for one in (keys, values))
+            found.append(_attend(q[at : at + count], k.repeat(group, 0), v.repeat(group, 0)))
+            at += count
+        return _widened(on.host(out), scalar), np.concatenate(found)
+
+    return case
+
+
+def _attend(q: Floats, keys: Floats, values: Floats) -> Floats:
+    """[queries, heads, width] to [heads, tokens, width], the last query being the last token."""
+    scores = np.einsum("qhd,htd->hqt", q, keys) * q.shape[-1] ** -0.5
+    tokens = keys.shape[1]
+    scores[:, np.arange(tokens) > np.arange(tokens - len(q), tokens)[:, None]] = -np.inf
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    mixed: Floats = np.einsum("hqt,htd->qhd", weights / weights.sum(-1, keepdims=True), values)
+    return mixed
+
+
+def _rounded(x: npt.NDArray[Any], scalar: str) -> npt.NDArray[Any]:
+    """The numbers as a kernel holds them; bfloat16, cut off rather than rounded, as its bits."""
+    if scalar == "bf16":
+        return (np.ascontiguousarray(x, np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    return np.ascontiguousarray(x, np.float32 if scalar == "fp32" else np.float16)
+
+
+def _widened(x: npt.NDArray[Any], scalar: str) -> Floats:
+    if scalar == "bf16":
+        x = (x.astype(np.uint32) << 16).view(np.float32)
+    return x.astype(np.float64)
