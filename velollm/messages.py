@@ -348,8 +348,8 @@ class ChatEvent:
     `wire` and `raw` are the upstream bytes of this event, complete with framing, where they say exactly this event and
     nothing else; a door that speaks `wire` may send them as they are. An event made or changed by a layer has none.
     When one upstream chunk becomes several events, the first carries the bytes and the others carry `raw=b""`; when
-    texts that came at once became one event, `pieces` says how many they were. Errors are not events: iteration raises
-    a `VeloError`.
+    texts that came at once became one event, `pieces` says how many they were, and `texts` which. Errors are not
+    events: iteration raises a `VeloError`.
     """
 
     text: str = ""
@@ -364,6 +364,22 @@ class ChatEvent:
     wire: str | None = None
     raw: bytes | None = None
     pieces: int = 1
+    texts: Sequence[str] = attrs.field(default=(), eq=False)
+
+    def parts(self) -> Sequence[str]:
+        """The text in the pieces in which the engine sent it, as far as they are known: mostly a token each.
+
+        Of a text that has lost its beginning since, those that are left.
+        """
+        if not self.text:
+            return ()
+        left = len(self.text)
+        for number in range(len(self.texts) - 1, -1, -1):
+            left -= len(self.texts[number])
+            if left <= 0:
+                parts = self.texts[number:]
+                return parts if "".join(parts) == self.text else (self.text,)
+        return (self.text,)
 
 
 @attrs.define(kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -184,9 +185,36 @@ def test_one_id_one_role_one_finish_one_usage() -> None:
     last = stream.observe(ChatEvent(finish_reason="stop", usage=Usage(prompt_tokens=3, completion_tokens=2)))
     assert last is not None
     assert last.usage is not None
-    assert stream.finished
+    assert stream.finish == "stop"
     assert stream.said == Said(pieces=("One", " two"))
-    assert stream.obstacle is not None
+    assert not stream.may_be_cut
+
+
+def test_what_is_cut_behind_its_finish_has_its_usage_still_and_no_other_word() -> None:
+    def finished() -> Continuation:
+        stream = Continuation(ChatRequest(messages=HELLO))
+        stream.observe(ChatEvent("One", finish_reason="stop"))
+        stream.cut()
+        return stream
+
+    usage = Usage(prompt_tokens=3, completion_tokens=1)
+    stream = finished()
+    assert stream.observe(ChatEvent(meta=ResponseMeta(id="b"), finish_reason="stop")) is None
+    assert stream.observe(ChatEvent(usage=usage)) == ChatEvent(usage=usage)
+    stream.cut()
+    assert stream.observe(ChatEvent(finish_reason="stop", usage=usage)) is None
+    for other in (ChatEvent(" two"), ChatEvent(finish_reason="length"), ChatEvent(reasoning="Hm")):
+        with pytest.raises(Diverged):
+            finished().observe(other)
+
+
+def test_reasoning_calls_and_ends_are_not_interrupted_on_purpose() -> None:
+    for event in (ChatEvent(reasoning="Hm"), ChatEvent(finish_reason="stop"), ChatEvent(index=1, text="x")):
+        stream = Continuation(ChatRequest(messages=HELLO))
+        stream.observe(ChatEvent("One"))
+        assert stream.may_be_cut
+        stream.observe(event)
+        assert not stream.may_be_cut
 
 
 def test_a_stop_string_across_the_cut_ends_the_stream() -> None:
@@ -249,3 +277,16 @@ def test_the_partial_answer_counts_as_answer() -> None:
         prompt_tokens=10, completion_tokens=9, cached_tokens=10
     )
     assert Kept(pieces=3, tokens=5, prompt=11).usage_of_all(usage).prompt_tokens == 11
+
+
+def test_texts_that_came_at_once_are_still_the_pieces_that_they_were() -> None:
+    together = ChatEvent("Hello world", pieces=3, texts=["Hel", "lo", " world"])
+    stream = Continuation(ChatRequest(messages=HELLO))
+    stream.observe(together)
+    assert stream.said.pieces == ("Hel", "lo", " world")
+    again = Retrace(Said(pieces=("Hel",))).feed(together)
+    assert again is not None
+    assert (again.text, again.parts()) == ("lo world", ["lo", " world"])
+    assert attrs.evolve(together, text="lo wor").parts() == ("lo wor",)
+    assert attrs.evolve(together, text="o world").parts() == ("o world",)
+    assert attrs.evolve(together, text="").parts() == ()

@@ -70,7 +70,7 @@ async def test_it_goes_on_where_it_was_cut() -> None:
     stream = following(7)
     events = await rest(Counter(), stream)
     assert "".join(event.text for event in events) == "".join(WORDS[7:])
-    assert stream.finished
+    assert stream.finish == "length"
     assert [event.meta for event in events if event.meta] == []
 
 

@@ -176,19 +176,34 @@ async def test_with_one_backend_there_is_no_second_attempt() -> None:
     assert a.asked == [("chat", 0)]
 
 
-async def test_an_answer_with_its_finish_is_not_continued() -> None:
-    a, b = Engine("a"), Engine("b")
+@pytest.mark.parametrize("proved", [True, False])
+async def test_an_answer_with_its_finish_has_its_usage_of_another(proved: bool) -> None:
+    a, b = Engine("a"), Engine("b", proved=proved)
 
     async def breaks_behind_the_finish(first: int) -> AsyncGenerator[ChatEvent, None]:
-        yield ChatEvent("done")
+        for word in said:
+            yield ChatEvent(word)
         yield ChatEvent(finish_reason="stop")
         raise BackendProtocolError("no [DONE]")
 
     a._say = breaks_behind_the_finish  # type: ignore[method-assign]
     pool = BackendPool([a, b])
+    said = WORDS
+    found = await answer(pool, ask())
+    assert text(found) == "".join(WORDS)
+    assert found.usage == Usage(prompt_tokens=3, completion_tokens=30)
+    said = WORDS[:-1]  # the other one has more to say: its end is not this one's
     with pytest.raises(BackendProtocolError, match="DONE"):
         await answer(pool, ask())
-    assert b.asked == []
+    await pool.aclose()
+
+
+async def test_whoever_cannot_go_on_leaves_it_to_the_next() -> None:
+    a, b, c = Engine("a", breaks=7), Engine("b", proved=False), Engine("c")
+    b.words[3] = " other"
+    pool = BackendPool([a, b, c])
+    assert text(await answer(pool, ask())) == "".join(WORDS)
+    assert (b.asked, c.asked) == ([("chat", 0)], [("resume", 7)])
     await pool.aclose()
 
 

@@ -12,6 +12,8 @@ from velollm.errors import (
     BackendTimeout,
     BackendUnreachable,
     ModelNotFound,
+    Overloaded,
+    UnsupportedError,
     VeloError,
 )
 from velollm.routing.attempts import Attempts, Budget
@@ -205,11 +207,24 @@ def test_one_that_cannot_go_on_is_passed_over() -> None:
     tries = attempts("a", "b", "c")
     tries.after(BROKEN, begun=True)
     tries.begin("b")
-    tries.cannot_go_on()
+    tries.cannot_go_on(UnsupportedError("no"))
     assert list(tries.choices) == ["c"]
     tries.begin("c")
     with pytest.raises(BackendProtocolError, match="broke off"):
-        tries.cannot_go_on()
+        tries.cannot_go_on(UnsupportedError("no"))
+
+
+@pytest.mark.parametrize("error", [BackendRefused("busy", status=503), Overloaded("loading"), NOT_FOUND])
+def test_one_that_refuses_to_go_on_is_passed_over(error: VeloError) -> None:
+    tries = attempts("a", "b", "c")
+    tries.begin("a")
+    tries.after(BROKEN, begun=True)
+    tries.begin("b")
+    assert tries.after(error, begun=True) == 0
+    assert list(tries.choices) == ["c"]
+    tries.begin("c")
+    with pytest.raises(BackendProtocolError, match="broke off"):
+        tries.after(error, begun=True)
 
 
 @pytest.mark.parametrize("error", [NOT_FOUND, BackendRefused("x", status=500), ModelNotFound("x")])

@@ -111,6 +111,69 @@ async def test_a_preempted_stream_is_one_stream() -> None:
     check_empty(pool)
 
 
+async def test_it_makes_way_at_any_word_even_between_its_end_and_its_usage() -> None:
+    class Stepwise(Engine):
+        """Stops before each event until the test lets it go on; its usage has an event of its own."""
+
+        gate: asyncio.Event
+
+        async def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+            async with aclosing(self._say(request, 0)) as events:
+                async for event in events:
+                    yield event
+
+        async def resume(self, request: ChatRequest, said: Said) -> AsyncGenerator[ChatEvent, None]:
+            self.resumed.append(said.text)
+            async with aclosing(self._say(request, len(said.pieces))) as events:
+                async for event in events:
+                    yield event
+
+        async def _say(self, request: ChatRequest, first: int) -> AsyncGenerator[ChatEvent, None]:
+            batch = request.context.priority == "batch"
+            for number, word in enumerate([*self.words, ""][first:], first):
+                if batch and number == stops_at:
+                    reached.set()
+                    await self.gate.wait()
+                yield ChatEvent(word) if word else ChatEvent(finish_reason="stop")
+            if batch and stops_at > len(self.words):
+                reached.set()
+                await self.gate.wait()
+            yield ChatEvent(usage=Usage(prompt_tokens=5, completion_tokens=len(self.words)))
+
+    for stops_at in range(12):
+        engine, reached = Stepwise(), asyncio.Event()
+        engine.gate = asyncio.Event()
+        pool = BackendPool([engine], turns=Turns(concurrency=1))
+        batch = asyncio.create_task(text(pool, request("batch")))
+        await reached.wait()
+        urgent = asyncio.create_task(text(pool, request("interactive")))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert urgent.done() == (stops_at <= 10), "behind its end it keeps the slot"
+        engine.gate.set()
+        assert await batch == await urgent == WORDS
+        assert engine.resumed == ([] if stops_at in (0, 11) else [" ".join(WORDS.split()[:stops_at]) + " "])
+        check_empty(pool)
+
+
+async def test_what_has_begun_to_reason_keeps_its_slot() -> None:
+    class Thinker(Engine):
+        async def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+            yield ChatEvent(reasoning="Hm, ")
+            async with aclosing(super().chat(request)) as events:
+                async for event in events:
+                    yield event
+
+    engine = Thinker(pause=0.01)
+    pool = BackendPool([engine], turns=Turns(concurrency=1))
+    batch = asyncio.create_task(text(pool, request("batch")))
+    await asyncio.sleep(0.03)
+    assert await text(pool, request("interactive")) == WORDS
+    assert await batch == WORDS
+    assert (engine.cancelled, engine.resumed) == (0, [])
+    check_empty(pool)
+
+
 async def test_an_answer_in_one_piece_loses_nothing_by_making_way() -> None:
     engine = Engine(pause=0.01)
     pool = BackendPool([engine], turns=Turns(concurrency=1))

@@ -79,7 +79,7 @@ async def prove(backend: Backend, model: str) -> bool:
         think=False,
     )  # fmt: skip
     whole = [event async for event in backend.chat(request)]
-    pieces = [event.text for event in whole if event.text]
+    pieces = [part for event in whole for part in event.parts()]
     if len(pieces) <= KEPT or any(event.reasoning or event.tool_calls for event in whole):
         return False
     said, left = Said(pieces=tuple(pieces[:KEPT])), "".join(pieces[KEPT:])

@@ -2,6 +2,8 @@
 
 engine:   [role "One" "Two" ✂]        ["Two'" "Three" finish usage]
 client:    role "One" "Two"                    "Three" finish usage        one id, one role, one finish, one usage
+
+What is interrupted behind its finish reason is gone on with for the sake of its usage: no word may come any more.
 """
 
 from __future__ import annotations
@@ -9,9 +11,10 @@ from __future__ import annotations
 import attrs
 
 from velollm.continuation.obstacles import obstacle
+from velollm.continuation.retrace import Diverged
 from velollm.continuation.said import Said
 from velollm.continuation.seam import Seam
-from velollm.messages import ChatEvent, ChatRequest
+from velollm.messages import ChatEvent, ChatRequest, FinishReason
 
 __all__ = ["Continuation"]
 
@@ -22,16 +25,21 @@ class Continuation:
     With `said`, it follows the answer from there on: another one has followed it so far.
     """
 
-    __slots__ = ("_dynamic", "_meta_sent", "_pieces", "_reasoning", "_seam", "cuts", "finished", "request")
+    __slots__ = (
+        "_dynamic", "_meta_sent", "_pieces", "_reasoning", "_seam", "_stopped", "_usage_sent", "cuts", "finish",
+        "request",
+    )  # fmt: skip
 
     def __init__(self, request: ChatRequest, said: Said | None = None) -> None:
         self.request = request
-        self.finished = False  # the finish reason is out: there is nothing to continue
+        self.finish: FinishReason | None = None  # what the client was told
         self.cuts = 0  # how often it was interrupted
         self._pieces: list[str] = []
         self._reasoning: list[str] = []
         self._dynamic: str | None = None
         self._meta_sent = False
+        self._usage_sent = False
+        self._stopped = False  # by a stop string across the last cut: the engine does not know
         self._seam: Seam | None = None
         if said is not None:
             self._pieces += said.pieces
@@ -44,9 +52,12 @@ class Continuation:
 
         A request that has said nothing yet can be sent again as it is: ask `said` first.
         """
-        if self.finished:
-            return "it has its finish reason"
         return self._dynamic or obstacle(self.request)
+
+    @property
+    def may_be_cut(self) -> bool:
+        """Whether a backend that goes on exactly could do so from here, so that it may be interrupted on purpose."""
+        return self.finish is None and self._dynamic is None and not self._reasoning
 
     @property
     def said(self) -> Said:
@@ -56,6 +67,7 @@ class Continuation:
     def cut(self) -> None:
         """The stream was interrupted: the next event comes from another run."""
         self.cuts += 1
+        self._stopped = False
         self._seam = Seam("".join(self._pieces[-256:]), self.request.stop)
 
     def observe(self, event: ChatEvent) -> ChatEvent | None:
@@ -66,7 +78,7 @@ class Continuation:
                 return None
             event = after
         if event.text:
-            self._pieces.append(event.text)
+            self._pieces += event.parts()
         if event.reasoning:
             self._reasoning.append(event.reasoning)
         if event.meta is not None:
@@ -74,20 +86,20 @@ class Continuation:
         if event.tool_calls or event.logprobs or event.index:
             self._dynamic = "it has called tools" if event.tool_calls else "it is more than one text"
         if event.finish_reason is not None:
-            self.finished = True
+            self.finish = event.finish_reason
+        self._usage_sent = self._usage_sent or event.usage is not None
         return event
 
     def _after_cut(self, event: ChatEvent) -> ChatEvent | None:
-        if self.finished and event.usage is None:
-            return None  # a stop string across the seam has ended it
-        text = "" if self.finished else event.text
-        finish = None if self.finished else event.finish_reason
+        if self.finish is not None:
+            return self._behind_finish(event)
+        text, finish = event.text, event.finish_reason
         stop = None
         seam = self._seam
-        if seam is not None and not self.finished:
+        if seam is not None:
             text, stop = seam.feed(event.text)
             if stop is not None:
-                finish = "stop"
+                finish, self._stopped = "stop", True
             elif finish is not None:
                 text += seam.end()
             if not seam.open:
@@ -99,3 +111,11 @@ class Continuation:
             event, text=text, finish_reason=finish, meta=meta, wire=None, raw=None,
             stop_sequence=stop if stop is not None else event.stop_sequence,
         )  # fmt: skip
+
+    def _behind_finish(self, event: ChatEvent) -> ChatEvent | None:
+        another = event.text or event.reasoning or event.tool_calls or event.finish_reason not in (None, self.finish)
+        if another and not self._stopped:
+            raise Diverged("the repeated answer ends otherwise than the first")
+        if event.usage is None or self._usage_sent:
+            return None
+        return ChatEvent(usage=event.usage)

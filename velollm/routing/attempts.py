@@ -54,10 +54,11 @@ class Attempts(Generic[T]):
 
         Raises the first error when nobody is to be asked any more.
         """
+        going_on = begun and self.first_error is not None  # whatever keeps this one from it, the next may be able to
         if self.first_error is None:
             self.first_error = error
         if begun:
-            if not self._left or not broke_off(error):
+            if not self._left or not (going_on or broke_off(error)):
                 raise self.first_error
             self.choices = self._left
             return 0.0
@@ -75,10 +76,11 @@ class Attempts(Generic[T]):
         self.choices = self._targets
         return pause
 
-    def cannot_go_on(self) -> None:
+    def cannot_go_on(self, error: VeloError) -> None:
         """The one that was asked cannot go on with what was said. Raises the first error when nobody else is left."""
+        if self.first_error is None:
+            self.first_error = error
         if not self._left:
-            assert self.first_error is not None
             raise self.first_error
         self.choices = self._left
 

@@ -174,13 +174,11 @@ class BackendPool(Backend):
                     attempts.choices = targets
                     continue
                 except (UnsupportedError, Diverged) as error:
-                    if attempts.first_error is None:
+                    if attempts.first_error is None and not begun:
                         raise
                     logger.info("%s cannot go on with an answer: %s", turn.backend, error.message)
-                    attempts.cannot_go_on()
+                    attempts.cannot_go_on(error)
                 except VeloError as error:
-                    if stream is not None and stream.finished:
-                        raise
                     await asyncio.sleep(attempts.after(error, begun=begun))
                     if begun and stream is not None:
                         stream.cut()
@@ -219,12 +217,16 @@ class BackendPool(Backend):
                     self._answered(member)
                 pieces += event.pieces
                 turn.saw(event)
-                if stream is None or going_on:
+                if stream is None:
                     yield event
                     continue
-                seen = stream.observe(event)
-                assert seen is not None
-                yield seen
+                if not going_on:
+                    seen = stream.observe(event)
+                    assert seen is not None
+                    event = seen
+                if turn.interruption is not None and not stream.may_be_cut:
+                    turn.stay()
+                yield event
         except VeloError as error:
             self._failed(member, error)
             raise

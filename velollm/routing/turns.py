@@ -206,6 +206,10 @@ class Turn:
             return request
         return request if request.stream else attrs.evolve(request, stream=True, source=None)
 
+    def stay(self) -> None:
+        """It has come to where it can be gone on with no more: it keeps its slot."""
+        self._job.preemptible = False
+
     def saw(self, event: ChatEvent) -> None:
         """An event of the answer came."""
         if not self._begun:

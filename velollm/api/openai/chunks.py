@@ -85,7 +85,8 @@ class StreamDecoder:
     def _joined(self, pattern: Pattern, texts: list[str], passed: list[bytes]) -> ChatEvent:
         if len(texts) == 1:
             return ChatEvent(texts[0], index=pattern.index, wire=self.wire, raw=passed[0])
-        return ChatEvent("".join(texts), index=pattern.index, wire=self.wire, raw=b"".join(passed), pieces=len(texts))
+        text, raw = "".join(texts), b"".join(passed)
+        return ChatEvent(text, index=pattern.index, wire=self.wire, raw=raw, pieces=len(texts), texts=texts)
 
     def frame(self, data: bytes, raw: bytes, event: str = "") -> Sequence[ChatEvent]:
         """The events of one server-sent event."""
