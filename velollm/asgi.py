@@ -115,6 +115,8 @@ def encode_headers(headers: Mapping[str, str]) -> Headers:
 
 
 def _wire(text: str) -> bytes:
+    if text.isprintable() and text.isascii():
+        return text.encode()
     return text.replace("\r", "").replace("\n", " ").encode("latin-1", "replace")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from random import getrandbits
 from time import monotonic
 from typing import Any
 
@@ -25,6 +25,7 @@ SESSION_HEADERS = (
     "x-session-affinity",
     "x-session-id",
 )
+SESSIONS = frozenset(SESSION_HEADERS)
 ORJSON_DEPTH = 254  # so many levels it writes at most
 MAX_DEPTH = 200  # what is read here is written again behind the door, perhaps with something around it
 RENDER_ERROR = {
@@ -58,7 +59,7 @@ class Exchange:
         self.context = RequestContext(
             request_id=_request_id(headers.get("x-request-id")),
             client_headers=headers,
-            session=next((headers[name] for name in SESSION_HEADERS if name in headers), None),
+            session=None if SESSIONS.isdisjoint(headers) else _session(headers),
             marks={"received": monotonic()},
         )
 
@@ -92,11 +93,15 @@ class Exchange:
         return headers
 
 
+def _session(headers: dict[str, str]) -> str | None:
+    return next((headers[name] for name in SESSION_HEADERS if name in headers), None)
+
+
 def _request_id(given: str | None) -> str:
     """The client's own id where it is short, printable ASCII; else a new one."""
     if given and len(given) <= 128 and given.isascii() and given.isprintable():
         return given
-    return "req_" + os.urandom(12).hex()
+    return f"req_{getrandbits(96):024x}"
 
 
 def _parse_json(body: bytes) -> dict[str, Any]:

@@ -33,11 +33,13 @@ class ObserveLayer(Layer):
         clock = self._clock
         watch = _Watch(self.metrics, request, clock())
         arrived = watch.times.append
+        begun = False
         events = self.inner.chat(request)
         try:
             async for event in events:
                 arrived(clock())
-                if len(watch.times) == 1:
+                if not begun:
+                    begun = True
                     watch.first_event(event)
                 if event.pieces > 1:
                     watch.came_together(event.pieces)
@@ -118,7 +120,7 @@ class _Watch:
             now = self.times[0]
             self._ttft = now - self._received
             self._context.marks["first_token"] = now
-            self._context.headers["server-timing"] = self._server_timing(prefill=self._ttft - self._queued())
+            self._context.headers["server-timing"] = self._server_timing(self._ttft - self._queued())
 
     def came_together(self, pieces: int) -> None:
         """The last event was several, which came at once."""
@@ -142,7 +144,7 @@ class _Watch:
         if self.outcome == "ok" and not self._stream:
             timings = self.usage.timings if self.usage is not None else None  # nobody else knows: all came at once
             prefill = timings.prefill if timings is not None else None
-            self._context.headers["server-timing"] = self._server_timing(prefill=prefill, total=total)
+            self._context.headers["server-timing"] = self._server_timing(prefill, total)
         self._count(total)
         self._log(total)
 
@@ -169,12 +171,13 @@ class _Watch:
         marks = self._context.marks
         return marks["sent"] - marks["queued"] if "queued" in marks and "sent" in marks else 0.0
 
-    def _server_timing(self, **phases: float | None) -> str:
-        if "sent" in self._context.marks:
-            phases = {"queue": self._queued(), **phases}
-        return ", ".join(
-            f"{name};dur={_ms(max(0.0, seconds))}" for name, seconds in phases.items() if seconds is not None
-        )
+    def _server_timing(self, prefill: float | None, total: float | None = None) -> str:
+        phases = [f"queue;dur={_ms(self._queued())}"] if "sent" in self._context.marks else []
+        if prefill is not None:
+            phases.append(f"prefill;dur={_ms(prefill)}")
+        if total is not None:
+            phases.append(f"total;dur={_ms(total)}")
+        return ", ".join(phases)
 
     def _log(self, total: float) -> None:
         kept = CURRENT.get()
@@ -195,4 +198,4 @@ class _Watch:
 
 
 def _ms(seconds: float) -> float:
-    return round(seconds * 1000, 1)
+    return round(seconds * 1000, 1) if seconds > 0.0 else 0.0

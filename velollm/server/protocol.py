@@ -113,10 +113,8 @@ class GuardedProtocol(asyncio.Protocol):
         self._fruitless += size  # on_body sets it back
         try:
             self._parser.feed_data(data)
-        except (
-            httptools.HttpParserUpgrade
-        ):  # HTTP/2 or WebSocket would be liked better: it is answered in HTTP/1.1, once
-            self._deaf = True
+        except httptools.HttpParserUpgrade:
+            self._deaf = True  # HTTP/2 or WebSocket would be liked better: it is answered in HTTP/1.1, once
             self._last_cycle().keep_alive = False
         except httptools.HttpParserError:
             self._answer(*(self._refusal or (400, "invalid_request", "this is not a valid HTTP request")))

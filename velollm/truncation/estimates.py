@@ -10,7 +10,7 @@ from collections import OrderedDict
 
 from velollm.messages import ChatRequest
 
-__all__ = ["SMALLEST", "Estimates", "rough_tokens", "was_cut"]
+__all__ = ["SMALLEST", "Estimates", "rough_tokens", "surely_short", "was_cut"]
 
 ASCII_A_TOKEN = 4.2  # characters
 OTHERS_A_TOKEN = 1.6
@@ -20,6 +20,7 @@ LEARNING = 0.2
 LOWEST, HIGHEST = 0.25, 4.0
 MOST_MODELS = 256
 SMALLEST = 300  # tokens: shorter prompts teach nothing, the template outweighs them
+SHORT_BODY = int(SMALLEST / 0.3125)  # bytes: no character has more than 0.3125 tokens for each of its bytes in UTF-8
 
 NEAR = 0.03  # of the context: what is cut to fit ends so close below it
 MUCH_LESS = 0.62  # what is cut to half comes to less; languages and code differ by less
@@ -61,6 +62,13 @@ def rough_tokens(request: ChatRequest) -> float:
         plain = len(text) if text.isascii() else sum(1 for character in text if character < "\x80")
         tokens += plain / ASCII_A_TOKEN + (len(text) - plain) / OTHERS_A_TOKEN
     return tokens
+
+
+def surely_short(request: ChatRequest) -> bool:
+    """Whether a prompt has fewer than `SMALLEST` tokens, which a short body shows without a look at its texts."""
+    source = request.source
+    texts = not request.tools and not isinstance(request.prompt, list)
+    return source is not None and texts and len(source.body) < SHORT_BODY
 
 
 def was_cut(counted: int, expected: float, context: int) -> bool:

@@ -13,7 +13,7 @@ from typing import Literal
 from velollm.backend import Backend, Layer
 from velollm.errors import ContextLengthExceeded, VeloError
 from velollm.messages import ChatEvent, ChatRequest
-from velollm.truncation.estimates import SMALLEST, Estimates, rough_tokens, was_cut
+from velollm.truncation.estimates import SMALLEST, Estimates, rough_tokens, surely_short, was_cut
 
 __all__ = ["HEADER", "TruncationLayer"]
 
@@ -42,8 +42,11 @@ class TruncationLayer(Layer):
 
     def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         """Generate, with an eye on how much of a prompt of some length was read."""
+        fitting = "num_ctx" not in request.options
+        if fitting and surely_short(request):
+            return self.inner.chat(request)
         rough = rough_tokens(request)
-        if rough < SMALLEST and "num_ctx" not in request.options:
+        if rough < SMALLEST and fitting:
             return self.inner.chat(request)
         return self._watched(request, rough)
 

@@ -16,10 +16,13 @@ __all__ = ["ChatCompletions"]
 
 JSON: TypeAlias = dict[str, Any]
 
-KNOWN = SHARED | {
-    "messages", "tools", "tool_choice", "function_call", "parallel_tool_calls", "response_format", "max_tokens",
-    "max_completion_tokens", "logprobs", "top_logprobs", "reasoning_effort", "reasoning",
-}  # fmt: skip
+RARE = frozenset(
+    {
+        "tools", "tool_choice", "functions", "function_call", "parallel_tool_calls", "response_format", "logprobs",
+        "top_logprobs", "reasoning_effort", "reasoning", "chat_template_kwargs",
+    }
+)  # fmt: skip
+KNOWN = SHARED | RARE - {"functions", "chat_template_kwargs"} | {"messages", "max_tokens", "max_completion_tokens"}
 
 
 class ChatCompletions:
@@ -37,26 +40,20 @@ class ChatCompletions:
 
     def parse(self, payload: JSON, body: bytes, context: RequestContext) -> ChatRequest:
         """Validate and translate; unknown fields and those that no typed field represents go to `extra`."""
-        shared = parse_shared(payload)
+        fields = parse_shared(payload)
         conversation = Conversation(payload)
-        tooling = parse_tooling(payload)
-        check_passed_on(payload)
-        extra = {**rest(payload, KNOWN), **shared.pop("extra")}
-        think = parse_think(payload, extra)
-        response_format = parse_response_format(payload)
-        if response_format is None and (payload.get("response_format") or {}).get("type") == "structural_tag":
-            extra["response_format"] = payload["response_format"]
-        plain = conversation.plain and tooling.plain
+        plain = conversation.plain
+        extra = rest(payload, KNOWN)
+        if extra:
+            check_passed_on(payload)
+        if "extra" in fields:
+            extra |= fields.pop("extra")
+        if not RARE.isdisjoint(payload):
+            plain = _read_rare(payload, fields, extra) and plain
         return ChatRequest(
-            **shared,
-            **_logprobs(payload),
+            **fields,
             messages=conversation.turns,
-            tools=tooling.tools,
-            tool_choice=tooling.choice,
-            parallel_tool_calls=get_bool(payload, "parallel_tool_calls"),
-            response_format=response_format,
             max_tokens=_max_tokens(payload),
-            think=think,
             extra=extra,
             source=Source(wire=self.wire, body=body, payload=payload) if plain else None,
             context=context,
@@ -69,6 +66,19 @@ class ChatCompletions:
     def stream(self, request: ChatRequest) -> ChatStream:
         """A renderer of `chat.completion.chunk` objects."""
         return ChatStream(request, self._mint)
+
+
+def _read_rare(payload: JSON, fields: JSON, extra: JSON) -> bool:
+    """Add to `fields` and `extra` what few requests have; whether an engine may get the original bytes."""
+    tooling = parse_tooling(payload)
+    fields["tools"], fields["tool_choice"] = tooling.tools, tooling.choice
+    fields["parallel_tool_calls"] = get_bool(payload, "parallel_tool_calls")
+    fields["think"] = parse_think(payload, extra)
+    fields["response_format"] = response_format = parse_response_format(payload)
+    if response_format is None and (payload.get("response_format") or {}).get("type") == "structural_tag":
+        extra["response_format"] = payload["response_format"]
+    fields |= _logprobs(payload)
+    return tooling.plain
 
 
 def _max_tokens(payload: JSON) -> int | None:

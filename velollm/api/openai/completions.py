@@ -36,10 +36,10 @@ class Completions:
         shared = parse_shared(payload)
         logprobs = get_int(payload, "logprobs", low=0, high=MOST_LOGPROBS)
         suffix = get_str(payload, "suffix")
-        _check_best_of(payload, shared["n"])
+        _check_best_of(payload, shared.get("n", 1))
         prompt, *more = _prompts(payload.get("prompt"))
         return ChatRequest(
-            **{**shared, "extra": {**rest(payload, KNOWN), **shared["extra"]}},
+            **{**shared, "extra": {**rest(payload, KNOWN), **shared.get("extra", {})}},
             prompt=prompt,
             further_prompts=more,
             suffix=suffix or None,

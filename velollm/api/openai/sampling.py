@@ -23,6 +23,7 @@ from velollm.api.values import (
 __all__ = ["ENGINE", "SHARED", "check_passed_on", "parse_engine", "parse_shared", "parse_think"]
 
 JSON: TypeAlias = dict[str, Any]
+Reader: TypeAlias = Callable[[JSON, str], Any]
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 MOST_CHOICES = 128
@@ -44,27 +45,56 @@ PASSED_ON: dict[str, Callable[[JSON, str], object]] = {
 
 
 def parse_shared(payload: JSON) -> JSON:
-    """Validated keyword arguments for `ChatRequest`, taken from the fields named in `SHARED`."""
+    """Validated keyword arguments for `ChatRequest`, taken from the fields named in `SHARED` that are there."""
+    fields: JSON = {}
+    for key in payload:  # most requests have few of all the fields there are
+        read = READERS.get(key)
+        if read is not None:
+            value = read(payload, key)
+            if value is not None:
+                fields[key] = value
+    if not RARE.isdisjoint(payload):
+        fields |= _rare(payload)
+    return fields
+
+
+def _rare(payload: JSON) -> JSON:
     include_usage, extra = _stream_options(payload)
-    return {
-        "model": get_str(payload, "model") or "",
-        "stream": get_bool(payload, "stream") or False,
-        "include_usage": include_usage,
-        "n": get_int(payload, "n", low=1, high=MOST_CHOICES) or 1,
-        "temperature": get_number(payload, "temperature", low=0, high=2),
-        "top_p": get_number(payload, "top_p", low=0, high=1),
-        "top_k": get_int(payload, "top_k", low=-1),
-        "min_p": get_number(payload, "min_p", low=0, high=1),
-        "seed": get_int(payload, "seed"),
-        "stop": get_str_list(payload, "stop", lone=True, max_length=MOST_STOPS) or [],
-        "frequency_penalty": get_number(payload, "frequency_penalty", low=-2, high=2),
-        "presence_penalty": get_number(payload, "presence_penalty", low=-2, high=2),
-        "repeat_penalty": _repeat_penalty(payload),
-        "logit_bias": _logit_bias(payload),
-        "user": get_str(payload, "user"),
-        "extra": extra,
-        **parse_engine(payload),
-    }
+    fields: JSON = {"include_usage": include_usage, **parse_engine(payload)}
+    if extra:
+        fields["extra"] = extra
+    fields["repeat_penalty"] = _repeat_penalty(payload)
+    fields["logit_bias"] = _logit_bias(payload)
+    return fields
+
+
+def _stop(payload: JSON, key: str) -> list[str] | None:
+    return get_str_list(payload, key, lone=True, max_length=MOST_STOPS)
+
+
+def _number(low: float, high: float | None = None) -> Reader:
+    return lambda payload, key: get_number(payload, key, low=low, high=high)
+
+
+def _integer(low: int | None = None, high: int | None = None) -> Reader:
+    return lambda payload, key: get_int(payload, key, low=low, high=high)
+
+
+READERS: dict[str, Reader] = {
+    "model": get_str,
+    "stream": get_bool,
+    "n": _integer(1, MOST_CHOICES),
+    "temperature": _number(0, 2),
+    "top_p": _number(0, 1),
+    "top_k": _integer(-1),
+    "min_p": _number(0, 1),
+    "seed": _integer(),
+    "stop": _stop,
+    "frequency_penalty": _number(-2, 2),
+    "presence_penalty": _number(-2, 2),
+    "user": get_str,
+}
+RARE = SHARED - READERS.keys()
 
 
 def parse_engine(payload: JSON) -> JSON:

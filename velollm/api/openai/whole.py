@@ -96,12 +96,14 @@ class _AnswerReader:
         content, refusal = self._nullable(message, "content"), self._nullable(message, "refusal")
         event.text = text_of(content) or text_of(refusal)
         event.reasoning = text_of(message.get("reasoning_content")) or text_of(message.get("reasoning"))
+        self.faithful = self.faithful and message.get("role") == "assistant"
         calls = list(message.get("tool_calls") or ())
         if isinstance(message.get("function_call"), dict):
             calls.append({"function": message["function_call"]})
-        known = CallIndex()
-        event.tool_calls = [known.delta({**call, "index": place}) for place, call in enumerate(calls)]
-        self.faithful = self.faithful and known.faithful and message.get("role") == "assistant"
+        if calls:
+            known = CallIndex()
+            event.tool_calls = [known.delta({**call, "index": place}) for place, call in enumerate(calls)]
+            self.faithful = self.faithful and known.faithful
 
     def _nullable(self, holder: JSON, name: str) -> Any:
         """A field that must be there, if only as null."""
