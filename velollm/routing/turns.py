@@ -9,7 +9,7 @@ from time import monotonic
 
 import attrs
 
-from velollm.admission.urgency import read_urgency
+from velollm.admission.urgency import read_urgency, says_urgency
 from velollm.backend import Backend
 from velollm.errors import Overloaded, VeloError
 from velollm.messages import ChatEvent, ChatRequest, EmbedRequest, RequestContext, Usage
@@ -17,7 +17,7 @@ from velollm.routing.affinity import chain_of
 from velollm.routing.interruption import Interruption
 from velollm.routing.placement import placement
 from velollm.scheduling.dispatcher import MOST_PREEMPTIONS, Dispatcher
-from velollm.scheduling.job import BATCH, LEVELS, Job
+from velollm.scheduling.job import BATCH, LEVELS, NORMAL, Job
 from velollm.scheduling.metrics import SchedulingMetrics
 from velollm.scheduling.reading import body_size, conversation_of, prompt_size
 from velollm.scheduling.scheduler import Scheduler
@@ -108,8 +108,9 @@ class Turns:
     def _job(self, request: ChatRequest | EmbedRequest, targets: Mapping[str, str]) -> Job:
         now = self._clock()
         context = request.context
-        read_urgency(context, request.extra, None, now)
-        level = LEVELS.index(context.priority or "normal")
+        if says_urgency(context, request.extra):
+            read_urgency(context, request.extra, None, now)
+        level = NORMAL if context.priority is None else LEVELS.index(context.priority)
         job = Job(targets=targets, level=level, tenant=context.tenant, arrival=now)
         job.deadline = self._deadline(context, level, now)
         if self._queue_timeout is not None:

@@ -126,11 +126,12 @@ class Dispatcher:
         job.queued = now
         job.expected_tokens = self._expect(job)
         lanes = self._lanes(job, now)
-        self.placement.prepare(job, lanes)
+        if len(lanes) > 1:
+            self.placement.prepare(job, lanes)
         self.counters.enter(job.tenant)
         try:
             if not self.waiting:
-                lane = self._place(job, now)
+                lane = self._place(job, now, lanes)
                 if lane is not None:
                     self._check_alone(job, lane, now)
                     self._start(job, lane, now)
@@ -163,7 +164,7 @@ class Dispatcher:
             lane = self._lane(job)
             if complete:
                 self._learn(job, lane, now, load)
-            self._free(job, lane, now)
+            self._vacate(job, lane, now)
         elif job.state == "done":
             return []
         job.state = "done"
@@ -172,7 +173,7 @@ class Dispatcher:
 
     def yielded(self, job: Job, now: float, *, preempted: bool = True) -> list[Step]:
         """`job` has given its slot back and waits for another, before all others of its level and tenant."""
-        self._free(job, self._lane(job), now)
+        self._vacate(job, self._lane(job), now)
         if preempted:
             job.preemptions += 1
             job.pinned = job.lane
@@ -304,7 +305,7 @@ class Dispatcher:
     def _next(self, now: float) -> tuple[Job, Lane] | None:
         """The job with the best right among those that can start, and where it starts."""
         for job in self.waiting.aged(now - self._ageing) if self._ageing else ():
-            lane = self._place(job, now, aged=True)
+            lane = self._place(job, now, self._lanes(job, now), aged=True)
             if lane is not None:
                 job.aged = True
                 return job, lane
@@ -313,29 +314,32 @@ class Dispatcher:
             kind = tuple(job.targets.items())
             if kind in hopeless:
                 continue
-            lane = self._place(job, now)
+            lane = self._place(job, now, self._lanes(job, now))
             if lane is not None:
                 return job, lane
             if not self._free_lanes(job, now):
                 hopeless.add(kind)
         return None
 
-    def _place(self, job: Job, now: float, *, aged: bool = False) -> Lane | None:
-        free = self._free_lanes(job, now)
+    def _place(self, job: Job, now: float, lanes: Sequence[Lane], *, aged: bool = False) -> Lane | None:
+        free = self._free(job, lanes, now)
         if aged:
             free = [lane for lane in free if self._may_age(lane, now)]
         if not free:
             return None
-        lane = self.placement.choose(job, free, self._lanes(job, now), now)
+        lane = free[0] if len(lanes) == 1 else self.placement.choose(job, free, lanes, now)
         if lane is not None:
             job.model = job.targets[lane.name]
         return lane
 
     def _free_lanes(self, job: Job, now: float) -> list[Lane]:
+        return self._free(job, self._lanes(job, now), now)
+
+    def _free(self, job: Job, lanes: Sequence[Lane], now: float) -> list[Lane]:
         """Where it could start at once, those first that need not load its model."""
         free = [
             lane
-            for lane in self._lanes(job, now)
+            for lane in lanes
             if lane.has_room(job.targets[lane.name], now) and self._may_load(job, lane, now)
         ]
         if len(free) > 1:
@@ -373,7 +377,7 @@ class Dispatcher:
         lane.start(job, now)
         self.placement.placed(job, lane)
 
-    def _free(self, job: Job, lane: Lane, now: float) -> None:
+    def _vacate(self, job: Job, lane: Lane, now: float) -> None:
         lane.end(job, now)
         self.counters.charge(job.tenant, job.cost - job.charged)
         if job.preempting:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from time import monotonic
 
 from velollm.scheduling.dispatcher import Dispatcher, Grant, Refuse, Step
@@ -68,7 +68,7 @@ class Scheduler:
 
     # ---- inside ----
 
-    async def _wait(self, job: Job, steps: Iterable[Step]) -> None:
+    async def _wait(self, job: Job, steps: Sequence[Step]) -> None:
         future = self._futures[job] = asyncio.get_running_loop().create_future()
         try:
             self._do(steps)
@@ -79,7 +79,9 @@ class Scheduler:
         finally:
             self._futures.pop(job, None)
 
-    def _do(self, steps: Iterable[Step]) -> None:
+    def _do(self, steps: Sequence[Step]) -> None:
+        if not steps and not self._futures and self._timer is None:
+            return
         for step in steps:
             if isinstance(step, Grant):
                 self._tell(step.job, None)
