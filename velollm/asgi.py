@@ -14,6 +14,7 @@ from typing import Any, Self, TypeAlias
 from velollm.errors import BodyTooLarge, RequestError
 
 __all__ = [
+    "DISCONNECT",
     "ENVIRON",
     "OUTER_SCOPE",
     "ASGIApp",
@@ -37,6 +38,9 @@ Headers: TypeAlias = list[tuple[bytes, bytes]]
 # The request that is being served, where the app below is asked in turn: who its client is, and what servers and
 # frameworks have put into its scope (`app`, `state`, `session`, a matched route), belongs to the app's request as well.
 OUTER_SCOPE: ContextVar[Scope | None] = ContextVar("OUTER_SCOPE", default=None)
+# The key under which our own server's scopes have a function that takes what to call when the client leaves (at once,
+# when it has left already), or None for nothing.
+DISCONNECT = "velollm.disconnect"
 # The key under which a scope that was made of a WSGI environ holds it.
 ENVIRON = "velollm.environ"
 
@@ -132,22 +136,27 @@ class DisconnectWatch:
     """Cancels the task it was made in when the client leaves, and turns that cancellation into `ClientLeft`.
 
     ASGI servers keep silent when `send` goes nowhere: only `receive` tells. Waiting on it takes a task of its own,
-    which a request that is answered within `delay` seconds never pays for.
+    which a request that is answered within `delay` seconds never pays for. Our own server tells (`DISCONNECT`).
 
-        with DisconnectWatch(receive):
+        with DisconnectWatch(scope, receive):
             ...
     """
 
-    __slots__ = ("_left", "_receive", "_task", "_timer", "_watcher")
+    __slots__ = ("_left", "_receive", "_task", "_tell", "_timer", "_watcher")
 
-    def __init__(self, receive: Receive, *, delay: float = 0.02) -> None:
+    def __init__(self, scope: Scope, receive: Receive, *, delay: float = 0.02) -> None:
         task = asyncio.current_task()
         assert task is not None, "ASGI applications run in a task"
         self._task = task
         self._receive = receive
         self._left = False
         self._watcher: asyncio.Task[None] | None = None
-        self._timer = asyncio.get_running_loop().call_later(delay, self._begin)
+        self._timer: asyncio.TimerHandle | None = None
+        self._tell: Callable[[Callable[[], None] | None], None] | None = scope.get(DISCONNECT)
+        if self._tell is not None:
+            self._tell(self._leave)
+        else:
+            self._timer = asyncio.get_running_loop().call_later(delay, self._begin)
 
     def _begin(self) -> None:
         self._watcher = asyncio.get_running_loop().create_task(self._watch())
@@ -155,6 +164,9 @@ class DisconnectWatch:
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
+        self._leave()
+
+    def _leave(self) -> None:
         self._left = True
         self._task.cancel()
 
@@ -164,7 +176,10 @@ class DisconnectWatch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._timer.cancel()
+        if self._tell is not None:
+            self._tell(None)
+        if self._timer is not None:
+            self._timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
         if self._left and self._task.uncancel() == 0 and kind is asyncio.CancelledError:

@@ -90,7 +90,7 @@ class Door:
         """Generate, streamed or whole."""
         await exchange.read(self.max_body)
         request = endpoint.parse(exchange.payload, exchange.body, exchange.context)
-        with DisconnectWatch(exchange.receive):
+        with DisconnectWatch(exchange.scope, exchange.receive):
             if request.stream:
                 await self._stream(exchange, endpoint, request)
             else:
@@ -138,7 +138,7 @@ class Door:
         """Embed texts."""
         await exchange.read(self.max_body)
         request = endpoint.parse(exchange.payload, exchange.context)
-        with DisconnectWatch(exchange.receive):
+        with DisconnectWatch(exchange.scope, exchange.receive):
             result = await self.backend.embed(request)
         await exchange.json(endpoint.render(request, exchange.payload, result))
 
@@ -236,7 +236,7 @@ async def _model(door: Door, exchange: Exchange) -> None:
 async def _count_tokens(door: Door, exchange: Exchange) -> None:
     await exchange.read(door.max_body)
     request = anthropic.parse_count_tokens(exchange.payload, exchange.body, exchange.context)
-    with DisconnectWatch(exchange.receive):
+    with DisconnectWatch(exchange.scope, exchange.receive):
         count = await door.backend.count_tokens(request)
     await exchange.json(anthropic.render_count_tokens(count))
 

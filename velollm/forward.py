@@ -39,7 +39,7 @@ async def forward(door: Door, exchange: Exchange) -> None:
         return
     if declared != "0":
         request.body = b"".join([piece async for piece in _pieces(exchange.receive)])
-    with DisconnectWatch(exchange.receive):
+    with DisconnectWatch(exchange.scope, exchange.receive):
         await _relay(exchange, await door.backend.forward(request))
 
 
@@ -48,7 +48,7 @@ async def forward_known(door: Door, exchange: Exchange) -> bool:
     headers = [(name, value) for name, value in exchange.scope["headers"] if name in PASSED]
     target = _target(exchange.scope, exchange.path)
     request = HttpRequest(method=exchange.scope["method"], target=target, headers=headers, body=exchange.body)
-    with DisconnectWatch(exchange.receive):
+    with DisconnectWatch(exchange.scope, exchange.receive):
         response = await door.backend.forward(request)
         if response.status == 404:
             await response.body.aclose()

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 import httpx
 
-from velollm.asgi import OUTER_SCOPE, ASGIApp, Message, Scope
+from velollm.asgi import DISCONNECT, OUTER_SCOPE, ASGIApp, Message, Scope
 from velollm.backend import Limits
 from velollm.contrib.openai import OpenAIBackend
 from velollm.errors import BackendProtocolError, BackendRefused
@@ -88,7 +88,7 @@ def _scope(request: httpx.Request) -> Scope:
         "server": (request.url.host, request.url.port or 80),
         "root_path": "",
         "extensions": {},
-        **caller,
+        **{name: value for name, value in caller.items() if name != DISCONNECT},  # it is told by its own `receive`
         "method": request.method,
         "path": mount + unquote(path.decode("ascii")),
         "raw_path": mount.encode() + path,

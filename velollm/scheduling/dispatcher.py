@@ -337,11 +337,7 @@ class Dispatcher:
 
     def _free(self, job: Job, lanes: Sequence[Lane], now: float) -> list[Lane]:
         """Where it could start at once, those first that need not load its model."""
-        free = [
-            lane
-            for lane in lanes
-            if lane.has_room(job.targets[lane.name], now) and self._may_load(job, lane, now)
-        ]
+        free = [lane for lane in lanes if lane.has_room(job.targets[lane.name], now) and self._may_load(job, lane, now)]
         if len(free) > 1:
             loaded = [lane for lane in free if lane.residency.current in (None, job.targets[lane.name])]
             return loaded or free

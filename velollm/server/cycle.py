@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from velollm.asgi import ASGIApp, Message, Scope
+from velollm.asgi import DISCONNECT, ASGIApp, Message, Scope
 from velollm.errors import VeloError
 
 if TYPE_CHECKING:
@@ -39,13 +39,15 @@ class Cycle:
     """
 
     __slots__ = (
-        "_chunked", "_connection", "_expects", "_is_head", "_left", "_news", "_pieces", "_scope", "_size", "_waiter",
-        "complete", "disconnected", "keep_alive", "more_body", "started",
+        "_chunked", "_connection", "_expects", "_is_head", "_left", "_news", "_on_leaving", "_pieces", "_scope",
+        "_size", "_waiter", "complete", "disconnected", "keep_alive", "more_body", "started",
     )  # fmt: skip
 
     def __init__(self, connection: GuardedProtocol, scope: Scope, *, keep_alive: bool, expects: bool) -> None:
         self._connection = connection
         self._scope = scope
+        self._on_leaving: Callable[[], None] | None = None
+        scope[DISCONNECT] = self.tell_leaving
         self._expects = expects  # to be told that it may send its body
         self.keep_alive = keep_alive
         self._pieces: list[bytes] = []
@@ -68,6 +70,7 @@ class Cycle:
             logger.warning("a request was given up, because the server ends")
         except BaseException:
             logger.exception("the application failed")
+        self._scope.pop(DISCONNECT)  # it holds this cycle, and the cycle it
         if not self.complete and not self.disconnected:
             await self._give_up()
 
@@ -99,8 +102,18 @@ class Cycle:
 
     def disconnect(self) -> None:
         """Nobody is there any more."""
-        self.disconnected = not self.complete
+        if self.complete or self.disconnected:
+            return
+        self.disconnected = True
         self._tell()
+        if self._on_leaving is not None:
+            self._on_leaving()
+
+    def tell_leaving(self, call: Callable[[], None] | None) -> None:
+        """What to call when the client leaves; see `velollm.asgi.DISCONNECT`."""
+        self._on_leaving = call
+        if call is not None and self.disconnected:
+            call()
 
     def _tell(self) -> None:
         self._news = True
