@@ -46,7 +46,7 @@ JSON: TypeAlias = dict[str, Any]
 
 PATHS = {"openai.chat": "/chat/completions", "openai.completions": "/completions"}
 CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
-TRACING = ("traceparent", "tracestate")
+TRACING = frozenset({"traceparent", "tracestate"})
 
 
 class OpenAIBackend(Backend):
@@ -179,7 +179,9 @@ class OpenAIBackend(Backend):
 
     async def _post(self, path: str, body: bytes, request: ChatRequest | EmbedRequest) -> UpstreamResponse:
         known = request.context.client_headers
-        headers = [(name.encode(), known[name].encode("latin-1")) for name in TRACING if name in known]
+        headers: list[tuple[bytes, bytes]] = []
+        if not TRACING.isdisjoint(known):
+            headers = [(name.encode(), known[name].encode("latin-1")) for name in sorted(TRACING) if name in known]
         try:
             return await self.upstream.post_json(path, body, headers=headers)
         except BackendRefused as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -150,7 +150,7 @@ class Cycle:
         if not self.started:
             if kind != "http.response.start":
                 raise RuntimeError(f"an answer starts with http.response.start, not with {kind}")
-            self._start(message["status"], message.get("headers", ()))
+            self._start(message["status"], list(message.get("headers", ())))
         elif self.complete:
             raise RuntimeError(f"{kind} was sent after the end of the answer")
         elif kind != "http.response.body":
@@ -158,13 +158,11 @@ class Cycle:
         else:
             self._write(message.get("body", b""), last=not message.get("more_body", False))
 
-    def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+    def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         lines = [STATUS_LINES[status], self._connection.own_headers()]
         framed = closes = False
         for name, value in headers:
             lower = SOUND.get(name) or _sound(name)
-            if UNSOUND.search(value):
-                raise RuntimeError(f"the value of the header {name!r} has control characters")
             if lower == b"content-length":
                 self._left = int(value)
                 framed = True
@@ -173,6 +171,8 @@ class Cycle:
             elif lower == b"connection":
                 closes = b"close" in value.lower()
             lines.append(b"%b: %b\r\n" % (lower, value))
+        if UNSOUND.search(b"".join([value for _, value in headers])):
+            raise RuntimeError("the value of a header has control characters")
         if closes:
             self.keep_alive = False
         elif not self.keep_alive:

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from functools import lru_cache
 from http import HTTPStatus
-from typing import Any, NoReturn, cast
+from typing import Any, ClassVar, NoReturn, cast
 from urllib.parse import unquote
 
 import httptools
@@ -43,6 +42,9 @@ class GuardedProtocol(asyncio.Protocol):
     linger_seconds = 5.0
     most_head = 64 * 1024
     most_headers = 128
+
+    _known: ClassVar[list[tuple[bytes, bytes]]] = []
+    _own_lines: ClassVar[bytes] = b""
 
     def __init__(
         self,
@@ -266,7 +268,11 @@ class GuardedProtocol(asyncio.Protocol):
 
     def own_headers(self) -> bytes:
         """The header lines that every answer has: the date, which uvicorn keeps."""
-        return _lines(tuple(self._server.default_headers))
+        known = self._server.default_headers  # another list, whenever anything in it changes
+        if known is not GuardedProtocol._known:
+            GuardedProtocol._known = known
+            GuardedProtocol._own_lines = b"".join([b"%b: %b\r\n" % header for header in known])
+        return GuardedProtocol._own_lines
 
     def pause_writing(self) -> None:
         self.writable = asyncio.Event()
@@ -358,8 +364,3 @@ class GuardedProtocol(asyncio.Protocol):
 def _address(name: Any) -> tuple[str, int] | None:
     """Host and port of a socket's end; None for those that have none."""
     return (str(name[0]), int(name[1])) if isinstance(name, tuple) else None
-
-
-@lru_cache(maxsize=8)
-def _lines(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
-    return b"".join([b"%b: %b\r\n" % header for header in headers])

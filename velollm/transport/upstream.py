@@ -72,7 +72,7 @@ class Upstream:
             self._headers.append((b"authorization", b"Basic " + credentials))
         self._headers += [(key.lower().encode("latin-1"), value.encode("latin-1")) for key, value in headers.items()]
         self._patience = Patience(limits.connect, limits.first_byte, limits.idle)
-        self._heads: dict[tuple[str, str], bytes] = {}  # of the paths that are asked for again and again
+        self._heads: dict[tuple[str, str, bool], bytes] = {}  # of the paths that are asked for again and again
 
     async def send(
         self,
@@ -81,12 +81,13 @@ class Upstream:
         *,
         content: bytes | AsyncIterable[bytes] | None = None,
         headers: Iterable[tuple[bytes, bytes]] = (),
+        json: bool = False,
         limit: int | None = None,
     ) -> UpstreamResponse:
         """One exchange; any status is returned, no redirect followed. `path` is below the base URL, query included.
 
-        `limit` bounds the body of the answer, in bytes, in place of `limits.max_response`. Raises
-        `BackendUnreachable`, `BackendTimeout` or `BackendProtocolError`.
+        `json` says that `content` is. `limit` bounds the body of the answer, in bytes, in place of
+        `limits.max_response`. Raises `BackendUnreachable`, `BackendTimeout` or `BackendProtocolError`.
         """
         body: PooledBody | ForeignBody
         try:
@@ -95,26 +96,33 @@ class Upstream:
                 if not (content is None or isinstance(content, bytes)):
                     headers = list(headers)
                     size = _declared(headers)
-                head = self._head(method, path) + header_lines(headers)
+                head = self._head(method, path, json)
+                if headers:
+                    head += header_lines(headers)
                 pool, patience = self._pool, self._patience
                 body = await pool.exchange(self._origin, method, head, content or b"", patience, size=size)
             else:
-                body = await ask(self._transport, self._request(method, path, content, headers), self.limits)
+                body = await ask(
+                    self._transport, self._request(method, path, content, [*self._kind(json), *headers]), self.limits
+                )
         except httpx.HTTPError as error:
             raise explain(self.name, error) from error
         except httpx.InvalidURL as error:
             raise RequestError(f"the path cannot be passed on to {self.name}: {error}") from error
         return UpstreamResponse(self.name, body, self.limits.max_response if limit is None else limit)
 
-    def _head(self, method: str, path: str) -> bytes:
+    def _head(self, method: str, path: str, json: bool) -> bytes:
         """The part of the head that all requests to `path` share."""
-        head = self._heads.get((method, path))
+        head = self._heads.get((method, path, json))
         if head is None:
-            head = request_line(method, self._url(path).raw_path) + header_lines(self._headers)
+            head = request_line(method, self._url(path).raw_path) + header_lines([*self._headers, *self._kind(json)])
             if len(self._heads) >= MAX_HEADS:
                 self._heads.clear()
-            self._heads[method, path] = head
+            self._heads[method, path, json] = head
         return head
+
+    def _kind(self, json: bool) -> Headers:
+        return JSON_HEADERS if json else []
 
     def _url(self, path: str) -> httpx.URL:
         return self.base_url.copy_with(raw_path=self._prefix + path.encode())
@@ -150,8 +158,8 @@ class Upstream:
                 payload = orjson.dumps(payload)
             except orjson.JSONEncodeError as error:
                 raise RequestError(f"the request cannot be passed on as JSON: {error}") from error
-        response = await self.send("POST", path, content=payload, headers=[*JSON_HEADERS, *headers])
-        return await self._checked(response)
+        response = await self.send("POST", path, content=payload, headers=headers, json=True)
+        return response if response.status < 300 else await self._checked(response)
 
     async def get_json(self, path: str) -> Any:
         """GET JSON, with the same errors."""
