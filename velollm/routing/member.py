@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Collection
 
 from velollm.backend import Backend
-from velollm.errors import BackendTimeout, BackendUnreachable, VeloError
+from velollm.errors import BackendError, BackendTimeout, BackendUnreachable, VeloError
 from velollm.messages import ModelInfo
 from velollm.routing.health import Health, Pace
 
@@ -68,6 +68,12 @@ class Member:
         """What became of a request: down when the backend could not be reached."""
         self.error = error
         self._on_health(self.name, error is None)
+
+    def failed(self, error: VeloError) -> None:
+        """A request to it failed."""
+        self.health.failed(error, self._clock())
+        if isinstance(error, BackendError) and error.retryable:
+            self.note(error)
 
     async def start(self) -> None:
         """Start the backend. What goes wrong is kept in `error`."""

@@ -16,9 +16,8 @@ from typing import TypeVar
 import attrs
 
 from velollm.backend import Backend, Capabilities, HttpRequest, HttpResponse
-from velollm.continuation import Continuation, Diverged, Said, go_on
+from velollm.continuation import Continuation, Diverged, Said
 from velollm.errors import (
-    BackendError,
     ConfigError,
     Overloaded,
     PathNotFound,
@@ -32,6 +31,7 @@ from velollm.routing.health import Health
 from velollm.routing.interruption import Interrupted
 from velollm.routing.lookup import Target, first_error, known_targets, missing
 from velollm.routing.member import Member, same_model
+from velollm.routing.part import Part
 from velollm.routing.passed_on import model_of, pass_on
 from velollm.routing.turns import Turn, Turns
 from velollm.routing.watch import Watch
@@ -158,15 +158,19 @@ class BackendPool(Backend):
             while True:
                 target = self._choice(attempts.choices, turn)
                 attempts.begin(target)
+                part = Part(target[0], turn, stream, self._clock)
                 try:
-                    async with aclosing(self._run(target, request, stream, turn)) as run:
-                        async for event in run:
-                            if not begun:
-                                request.context.headers[BACKEND_HEADER] = turn.backend
-                                begun = True
-                            yield event
+                    async for event in await self._ask(part, self._named(request, target[1])):
+                        seen = part.saw(event)
+                        if not begun:
+                            request.context.headers[BACKEND_HEADER] = turn.backend
+                            begun = True
+                        yield seen
+                    self._note_pace(part.member, target[1], part.done(), part.pieces)
+                    self._budget.earn()
                     return
                 except Interrupted:
+                    await part.left()
                     assert stream is not None
                     stream.cut()
                     await turn.make_way()
@@ -174,74 +178,31 @@ class BackendPool(Backend):
                     attempts.choices = targets
                     continue
                 except (UnsupportedError, Diverged) as error:
+                    await part.failed(error)
                     if attempts.first_error is None and not begun:
                         raise
                     logger.info("%s cannot go on with an answer: %s", turn.backend, error.message)
                     attempts.cannot_go_on(error)
                 except VeloError as error:
+                    await part.failed(error)
                     await asyncio.sleep(attempts.after(error, begun=begun))
                     if begun and stream is not None:
                         stream.cut()
                         logger.warning("%s: another backend is to go on with its answer", error.message)
+                except BaseException:
+                    await part.left()
+                    raise
                 await turn.again([member.name for member, _ in attempts.choices])
                 if begun:
                     request.context.trailer["backend"] = turn.backend
         finally:
             turn.end()
 
-    async def _run(
-        self, target: Target, request: ChatRequest, stream: Continuation | None, turn: Turn
-    ) -> AsyncGenerator[ChatEvent, None]:
-        """One backend's part of an answer, for the record of its health, and of its pace."""
-        member, model = target
-        asked = self._named(request, model)
-        if turn.may_make_way and stream is not None and stream.obstacle is None:
-            asked = await turn.allow_preemption(member.backend, asked)
-        going_on = stream is not None and stream.cuts > 0
-        if going_on and stream is not None:
-            events = go_on(member.backend, stream, request=asked)
-        else:
-            events = member.backend.chat(asked)
-        watched = events if turn.interruption is None else turn.interruption.watch(events)
-        health, clock = member.health, self._clock
-        health.sent(clock())
+    async def _ask(self, part: Part, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+        events = await part.ask(request)
         if self._watch is not None:
             self._watch.wake()
-        first = 0.0
-        pieces = 0
-        try:
-            async for event in watched:
-                health.heard = now = clock()
-                if not pieces:
-                    first = now
-                    self._answered(member)
-                pieces += event.pieces
-                turn.saw(event)
-                if stream is None:
-                    yield event
-                    continue
-                if not going_on:
-                    seen = stream.observe(event)
-                    assert seen is not None
-                    event = seen
-                if turn.interruption is not None and not stream.may_be_cut:
-                    turn.stay()
-                yield event
-        except VeloError as error:
-            self._failed(member, error)
-            raise
-        except BaseException:
-            health.left(clock())
-            raise
-        else:
-            now = clock()
-            health.done(now)
-            turn.complete()
-            self._budget.earn()
-            self._note_pace(member, asked.model, now - first, pieces)
-        finally:
-            await watched.aclose()
-            await events.aclose()
+        return events
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
         """One vector an input."""
@@ -430,15 +391,6 @@ class BackendPool(Backend):
             raise Overloaded("the backends that have this model are being drained", code="draining", retry_after=5)
         return left
 
-    def _answered(self, member: Member) -> None:
-        if member.error is not None:
-            member.note(None)
-
-    def _failed(self, member: Member, error: VeloError) -> None:
-        member.health.failed(error, self._clock())
-        if isinstance(error, BackendError) and error.retryable:
-            member.note(error)
-
     def _note_pace(self, member: Member, model: str, seconds: float, pieces: int) -> None:
         """Give a backend a rest that writes far more slowly than the others with the same model."""
         if self._single is not None:
@@ -466,7 +418,7 @@ class BackendPool(Backend):
             try:
                 result = await ask(member, name)
             except VeloError as error:
-                self._failed(member, error)
+                member.failed(error)
                 await asyncio.sleep(attempts.after(error, begun=False))
             except BaseException:
                 member.health.left(self._clock())
@@ -479,6 +431,8 @@ class BackendPool(Backend):
                 await turn.again([member.name for member, _ in attempts.choices])
 
     def _choice(self, choices: Sequence[Target], turn: Turn | None) -> Target:
+        if len(choices) == 1:
+            return choices[0]
         if turn is not None:
             return next(target for target in choices if target[0].name == turn.backend)
         now = self._clock()

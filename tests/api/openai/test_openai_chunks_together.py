@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from velollm.api.openai import ChatCompletions
 from velollm.api.openai.upstream import StreamDecoder
 from velollm.api.sse import SSEDecoder
+from velollm.errors import BackendRefused
 from velollm.messages import ChatEvent, Collector, RequestContext
 
 WIRES = ("openai.chat", "openai.completions")
@@ -36,7 +37,7 @@ def stream(wire: str, texts: Sequence[str], created: Sequence[int] = ()) -> byte
 def decode(wire: str, pieces: Sequence[bytes]) -> list[ChatEvent]:
     decoder, frames = StreamDecoder(wire, "b"), SSEDecoder()
     events = [event for piece in pieces for event in decoder.read(frames.feed(piece))]
-    events += decoder.read(frames.end())
+    events += list(decoder.read(frames.end()))
     decoder.close()
     return events
 
@@ -93,6 +94,15 @@ def test_what_is_no_text_ends_the_row() -> None:
     assert [event.text for event in events] == ["", "a", "bc", "", ""]
     assert events[3].finish_reason == "stop"
     assert events[4].usage is not None
+
+
+def test_what_came_before_an_error_is_not_lost() -> None:
+    decoder, frames = StreamDecoder("openai.chat", "b"), SSEDecoder()
+    texts = b"".join(chunk("openai.chat", text) for text in "abc")
+    events: list[ChatEvent] = []
+    with pytest.raises(BackendRefused, match="out of memory"):
+        events.extend(decoder.read(frames.feed(texts + b'data: {"error":{"message":"out of memory"}}\n\n')))
+    assert text_of(events) == "abc"
 
 
 @pytest.mark.parametrize("include_usage", [True, False])

@@ -12,7 +12,7 @@ anew, correctly. llama-server stamps every chunk with a time of its own: all of 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 import orjson
@@ -61,9 +61,9 @@ class StreamDecoder:
         self._created: Any = None
         self._pattern: Pattern | None = None  # of the last chunk that brought a text and nothing else
 
-    def read(self, frames: Iterable[SSEFrame]) -> list[ChatEvent]:
-        """The events of frames that came at once. Raises `BackendRefused` for an error that the engine sent in-band."""
-        events: list[ChatEvent] = []
+    def read(self, frames: Iterable[SSEFrame]) -> Iterator[ChatEvent]:
+        """The events of frames that came at once. Raises `BackendRefused` for an error that the engine sent in-band,
+        when the events before it are out."""
         pattern = self._pattern
         texts: list[str] = []
         passed: list[bytes] = []
@@ -74,13 +74,12 @@ class StreamDecoder:
                 passed.append(found[1])
                 continue
             if texts and pattern is not None:
-                events.append(self._joined(pattern, texts, passed))
+                yield self._joined(pattern, texts, passed)
                 texts, passed = [], []
-            events += self.frame(frame.data, frame.raw, frame.event)
+            yield from self.frame(frame.data, frame.raw, frame.event)
             pattern = self._pattern
         if texts and pattern is not None:
-            events.append(self._joined(pattern, texts, passed))
-        return events
+            yield self._joined(pattern, texts, passed)
 
     def _joined(self, pattern: Pattern, texts: list[str], passed: list[bytes]) -> ChatEvent:
         if len(texts) == 1:

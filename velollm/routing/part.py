@@ -1,0 +1,97 @@
+"""One backend's part of an answer: how it is asked, and what its health, its pace and the turn are told of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+
+from velollm.continuation import Continuation, go_on
+from velollm.errors import VeloError
+from velollm.messages import ChatEvent, ChatRequest
+from velollm.routing.member import Member
+from velollm.routing.turns import Turn
+
+__all__ = ["Part"]
+
+
+class Part:
+    """What `member` says in `turn`; `stream` joins it to what was said before, and keeps it for whoever goes on.
+
+    After `ask`, one of `done`, `failed` and `left` is called, whatever happens.
+    """
+
+    __slots__ = ("_clock", "_events", "_first", "_goes_on", "_sent", "_stream", "_turn", "_watched", "member", "pieces")
+
+    def __init__(self, member: Member, turn: Turn, stream: Continuation | None, clock: Callable[[], float]) -> None:
+        self.member = member
+        self.pieces = 0
+        self._turn = turn
+        self._stream = stream
+        self._goes_on = stream is not None and stream.cuts > 0
+        self._clock = clock
+        self._first = 0.0
+        self._sent = False
+        self._events: AsyncGenerator[ChatEvent, None] | None = None
+        self._watched: AsyncGenerator[ChatEvent, None] | None = None
+
+    async def ask(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+        """Send the request, which names the model as the backend does; the events that are to come.
+
+        Raises `Interrupted` when the slot is wanted before that.
+        """
+        member, turn, stream = self.member, self._turn, self._stream
+        if turn.may_make_way and stream is not None and stream.obstacle is None:
+            request = await turn.allow_preemption(member.backend, request)
+        if self._goes_on and stream is not None:
+            self._events = go_on(member.backend, stream, request=request)
+        else:
+            self._events = member.backend.chat(request)
+        self._watched = self._events if turn.interruption is None else turn.interruption.watch(self._events)
+        member.health.sent(self._clock())
+        self._sent = True
+        return self._watched
+
+    def saw(self, event: ChatEvent) -> ChatEvent:
+        """An event came; as the client may see it."""
+        turn, stream, now = self._turn, self._stream, self._clock()
+        self.member.health.heard = now
+        if not self.pieces:
+            self._first = now
+            if self.member.error is not None:
+                self.member.note(None)
+        self.pieces += event.pieces
+        turn.saw(event)
+        if stream is None:
+            return event
+        if not self._goes_on:
+            seen = stream.observe(event)
+            assert seen is not None
+            event = seen
+        if turn.interruption is not None and not stream.may_be_cut:
+            turn.stay()
+        return event
+
+    def done(self) -> float:
+        """It has answered; seconds from its first event to its end."""
+        now = self._clock()
+        self.member.health.done(now)
+        self._turn.complete()
+        return now - self._first
+
+    async def failed(self, error: VeloError) -> None:
+        """It has not."""
+        await self._close()
+        if self._sent:
+            self.member.failed(error)
+
+    async def left(self) -> None:
+        """Nobody waits for it any more."""
+        try:
+            await self._close()
+        finally:
+            if self._sent:
+                self.member.health.left(self._clock())
+
+    async def _close(self) -> None:
+        if self._watched is not None and self._events is not None:
+            await self._watched.aclose()
+            await self._events.aclose()
