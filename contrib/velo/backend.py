@@ -222,6 +222,7 @@ class _Loaded:
             token_budget=plan.batch,
             max_running=plan.max_running,
             swap_tokens=plan.swap_tokens,
+            host_tokens=plan.host_tokens,
         )
         self._embedder: Embedder | None = None
 

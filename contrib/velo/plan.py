@@ -19,7 +19,8 @@ MIB = 1024 * 1024
 
 @attrs.frozen(kw_only=True)
 class EnginePlan:
-    """`context` is the longest conversation, `batch` the largest step, `swap_tokens` may lie on the host: in tokens."""
+    """`context` is the longest conversation, `batch` the largest step, in tokens; on the host may lie `swap_tokens` of
+    conversations that wait, and `host_tokens` of what is cached."""
 
     context: int
     num_blocks: int
@@ -28,6 +29,7 @@ class EnginePlan:
     threads: int
     kv_type: str
     swap_tokens: int
+    host_tokens: int
 
     def __str__(self) -> str:
         return (
@@ -47,7 +49,8 @@ def make_plan(
     num_blocks: int | None = None,
     batch: int | None = None,
 ) -> EnginePlan:
-    """What was asked for; for the rest, up to a quarter of the free memory for the pool, an eighth for swapping.
+    """What was asked for; for the rest, a quarter of the free memory for the pool, and an eighth each for what is
+    swapped and what is cached.
 
     Raises `ConfigError` for values that make no sense, and when model and pool do not fit into memory.
     """
@@ -77,4 +80,5 @@ def make_plan(
         threads=threads or machine.cores,
         kv_type=kv_type,
         swap_tokens=int(machine.memory / 8 / each),
+        host_tokens=int(machine.memory / 8 / each),
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from velollm.engine import BlockManager
-from velollm.engine.blocks import hash_chain, root_hash
-from velollm.engine.events import Alias, Copy, Drop
+from velollm.engine.blocks import Table, hash_chain, root_hash
+from velollm.engine.events import Alias, Copy, Discard, Drop, Export, Import
 
 TOKENS = list(range(100, 164))
 
@@ -94,6 +94,78 @@ def test_the_least_recently_used_goes_first_and_its_tail_before_its_head() -> No
     assert [len(blocks.match(chain(list(range(start, start + 32))))) for start in (0, 100)] == [1, 2]
     assert blocks.evicted == 1
     assert Drop(0, 16, 32) in blocks.take_events()
+
+
+def filled(blocks: BlockManager, tokens: list[int]) -> Table:
+    """A sequence of these tokens, computed; what is found of it is not."""
+    hashes = chain(tokens)
+    table = blocks.open(blocks.recall(blocks.match(hashes), hashes))
+    assert table is not None
+    first = len(table.blocks)
+    assert blocks.grow(table, 16 * first, len(tokens))
+    blocks.publish(table, hashes, first, len(hashes))
+    return table
+
+
+def test_what_is_only_cached_goes_to_the_host_and_comes_back() -> None:
+    blocks = BlockManager(8, host_tokens=64)
+    blocks.close(filled(blocks, TOKENS))
+    blocks.take_events()
+    blocks.lay_aside(4)
+    assert blocks.num_aside == 0
+    blocks.lay_aside(3)
+    assert (blocks.num_aside, blocks.num_cached, blocks.num_free) == (4, 0, 8), "what belongs together goes together"
+    assert blocks.take_events() == [Export(-1, 0, (0, 1, 2, 3), 64), Drop(0, 0, -1)]
+    table = filled(blocks, TOKENS[:48] + [1] * 16)
+    imported, alias = blocks.take_events()
+    assert isinstance(imported, Import)
+    assert alias == Alias(imported.slot, table.slot, 0, 48)
+    assert (blocks.num_aside, blocks.recalled, blocks.num_cached) == (0, 4, 5)
+    blocks.check_integrity([table])
+
+
+def test_of_a_slot_whose_beginning_is_in_use_the_rest_is_laid_aside() -> None:
+    blocks = BlockManager(8, host_tokens=64)
+    blocks.close(filled(blocks, TOKENS))
+    table = filled(blocks, TOKENS[:32] + [1] * 16)
+    blocks.take_events()
+    blocks.lay_aside(0)
+    lent = 2
+    assert blocks.take_events() == [
+        Alias(0, lent, 32, 64),
+        Export(-1, lent, (2, 3), 32),
+        Drop(lent, 0, -1),
+        Drop(0, 32, 64),
+    ]
+    blocks.check_integrity([table])
+    again = filled(blocks, TOKENS)
+    assert blocks.recalled == 2
+    blocks.check_integrity([table, again])
+
+
+def test_what_needs_the_room_lays_the_oldest_aside_and_the_host_forgets_the_oldest() -> None:
+    blocks = BlockManager(4, host_tokens=64)
+    for start in range(0, 96, 32):
+        blocks.close(filled(blocks, list(range(start, start + 32))))
+    assert (blocks.num_aside, blocks.evicted) == (2, 0)
+    filled(blocks, list(range(1000, 1064)))
+    assert blocks.num_aside == 4
+    assert Discard(-1) in blocks.take_events()
+    assert blocks.recall([], chain(list(range(32)))) == []
+
+
+def test_what_was_computed_anew_meanwhile_is_not_kept_twice() -> None:
+    blocks = BlockManager(8, host_tokens=64)
+    blocks.close(filled(blocks, TOKENS))
+    blocks.lay_aside(0)
+    table = blocks.open()
+    assert table is not None
+    assert blocks.grow(table, 0, 32)
+    blocks.publish(table, chain(TOKENS), 0, 2)
+    longer = filled(blocks, TOKENS)
+    assert longer.blocks[:2] == table.blocks
+    assert blocks.num_cached == 4
+    blocks.check_integrity([table, longer])
 
 
 def test_holders_make_room_for_sequences_without_losing_what_is_cached() -> None:

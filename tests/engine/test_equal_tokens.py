@@ -133,6 +133,18 @@ def test_what_was_cached_is_found_by_later_ones(make: Callable[..., EngineCore])
     assert again == alone(make, [longer])
 
 
+def test_what_was_laid_aside_is_brought_back(make: Callable[..., EngineCore]) -> None:
+    given = prompts(6, 40, 21)
+    expected = alone(make, given)
+    core = make(host_tokens=10_000, idle=0)
+    assert run(core, given, every=9) == expected
+    assert core.blocks.num_aside > 0
+    before = core.scheduler.counters.cached
+    assert run(core, given[::-1], every=9) == expected[::-1]
+    assert core.blocks.recalled >= 6 * 2, "what each prompt has for itself was on the host"
+    assert core.scheduler.counters.cached - before == 6 * 48
+
+
 def test_forks_say_what_they_would_say_alone(make: Callable[..., EngineCore]) -> None:
     (prompt,) = prompts(1, 0, 37)
     (expected,) = alone(make, [prompt])

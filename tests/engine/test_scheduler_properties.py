@@ -25,9 +25,13 @@ class Life(RuleBasedStateMachine):
         budget=st.integers(1, 20),
         swap=st.sampled_from([0, 60, 1000]),
         sharing=st.booleans(),
+        host=st.sampled_from([0, 24, 1000]),
+        idle=st.integers(0, 3),
     )
-    def begin(self, blocks: int, slots: int, running: int, budget: int, swap: int, sharing: bool) -> None:
-        self.blocks = BlockManager(blocks, 4, slots=slots, sharing=sharing)
+    def begin(
+        self, blocks: int, slots: int, running: int, budget: int, swap: int, sharing: bool, host: int, idle: int
+    ) -> None:
+        self.blocks = BlockManager(blocks, 4, slots=slots, sharing=sharing, host_tokens=host)
         self.scheduler = Scheduler(
             self.blocks,
             token_budget=budget,
@@ -35,6 +39,7 @@ class Life(RuleBasedStateMachine):
             swap_tokens=swap,
             recompute=0 if swap else 48,
             ageing=5,
+            idle=idle,
         )
         self.cells = Cells(self.blocks.capacity)
         self.pages = Pages(4)
@@ -137,7 +142,8 @@ class Life(RuleBasedStateMachine):
         self.cells.apply(self.scheduler.schedule().events)
         self.blocks.check_integrity([])
         assert self.blocks.num_free == self.blocks.num_blocks
-        assert not self.cells.saved
+        assert all(key < 0 for key in self.cells.saved)
+        assert sum(map(len, self.cells.saved.values())) == 4 * self.blocks.num_aside
         assert len(self.cells.content) == 4 * self.blocks.num_cached
 
 

@@ -39,7 +39,8 @@ class Cells:
                 case Export(key, slot, _, count):
                     assert key not in self.saved
                     self.saved[key] = {at: self.content[cell] for at, cell in self.slots[slot].items()}
-                    assert self.saved[key].keys() == set(range(count))
+                    assert len(self.saved[key]) == count
+                    assert key < 0 or self.saved[key].keys() == set(range(count))
                 case Import(key, slot, _):
                     assert not self.slots.get(slot)
                     for position, content in self.saved.pop(key).items():

@@ -3,7 +3,7 @@
     free ──grow──▶ in use (refs ≥ 1) ──publish──▶ in use and findable
      ▲                  │ close                        │ close
      ├──────────────────┘                              ▼
-     └──────────────────grow (the oldest first)── cached (refs 0, findable)
+     └────────grow, lay_aside (the oldest first)── cached (refs 0, findable) ◀──recall── on the host (findable)
 
 A block is found by the hash of everything before and in it, so that equal hashes mean equal KV. What must happen in the
 runner's memory comes out as events, in order (see `velollm.engine.events`).
@@ -14,8 +14,10 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
+from itertools import takewhile
 
-from velollm.engine.events import Copy, Event
+from velollm.engine.aside import Aside, Parcel
+from velollm.engine.events import Copy, Event, Export, Import
 from velollm.engine.residents import Residents
 
 __all__ = ["BLOCK_SIZE", "Block", "BlockManager", "Table", "hash_chain", "root_hash"]
@@ -71,8 +73,8 @@ class Table:
         self.blocks = blocks
 
 
-class _Unused:
-    """Blocks without a user, the next to be taken in front: a doubly linked ring, which any of them leaves at once."""
+class _Ring:
+    """Blocks without a user, the next to be taken in front: doubly linked, so that any of them leaves at once."""
 
     __slots__ = ("_end", "count")
 
@@ -81,13 +83,7 @@ class _Unused:
         self.count = 0
 
     def append(self, block: Block) -> None:
-        self._insert(block, self._end)
-
-    def prepend(self, block: Block) -> None:
-        self._insert(block, self._end.next)
-
-    def _insert(self, block: Block, after: Block) -> None:
-        before = after.prev
+        before, after = self._end.prev, self._end
         before.next = after.prev = block
         block.prev, block.next = before, after
         self.count += 1
@@ -112,11 +108,18 @@ class _Unused:
 class BlockManager:
     """A pool of `num_blocks` blocks of `block_size` tokens, for at most `slots` sequences and holders.
 
-    With `sharing=False` nothing is ever found again, and forks are refused.
+    `host_tokens` of what is cached may lie on the host. With `sharing=False` nothing is ever found again, and forks are
+    refused.
     """
 
     def __init__(
-        self, num_blocks: int, block_size: int = BLOCK_SIZE, *, slots: int = 256, sharing: bool = True
+        self,
+        num_blocks: int,
+        block_size: int = BLOCK_SIZE,
+        *,
+        slots: int = 256,
+        sharing: bool = True,
+        host_tokens: int = 0,
     ) -> None:
         if num_blocks < 1 or block_size < 1 or slots < 1:
             raise ValueError("a pool needs at least one block, one token a block and one slot")
@@ -125,22 +128,30 @@ class BlockManager:
         self.sharing = sharing
         self.events: list[Event] = []
         self.evicted = 0
+        self.recalled = 0
         self._blocks = [Block(number) for number in range(num_blocks)]
-        self._unused = _Unused()
+        self._blank = _Ring()
+        self._idle = _Ring()  # those that can be found
         for block in self._blocks:
-            self._unused.append(block)
+            self._blank.append(block)
         self._cached: dict[bytes, Block] = {}
         self._residents = Residents(slots, block_size, self.events)
+        self._aside = Aside(host_tokens // block_size, self.events)
 
     @property
     def num_free(self) -> int:
         """Blocks that can be had: the free and the cached ones."""
-        return self._unused.count
+        return self._blank.count + self._idle.count
 
     @property
     def num_cached(self) -> int:
-        """Blocks that can be found."""
+        """Blocks that can be found, without those on the host."""
         return len(self._cached)
+
+    @property
+    def num_aside(self) -> int:
+        """Blocks on the host."""
+        return self._aside.count
 
     @property
     def capacity(self) -> int:
@@ -173,10 +184,7 @@ class BlockManager:
 
     def open(self, hits: Sequence[Block] = ()) -> Table | None:
         """A table that begins with `hits`; None when every slot is running."""
-        for block in hits:
-            if not block.refs:
-                self._unused.remove(block)
-            block.refs += 1
+        self._ref(hits)
         slot = self._slot()
         if slot is None:
             self._unref(hits)
@@ -195,8 +203,10 @@ class BlockManager:
         shared = start < end and start % size != 0 and blocks[start // size].refs > 1
         if need <= 0 and not shared:
             return True
-        if need + shared > self._unused.count:
+        if need + shared > self.num_free:
             return False
+        while self._blank.count < need + shared and self._aside.room:
+            self._lay_aside()
         if shared:
             old = blocks[-1]
             new = self._take(table.slot, old.depth)
@@ -237,21 +247,77 @@ class BlockManager:
         self._unref(table.blocks)
         table.blocks = []
 
+    # ---- to the host and back ----
+
+    def lay_aside(self, keep: int) -> None:
+        """Carry what is only cached to the host, the longest unused first, but for `keep` blocks."""
+        while self._idle.count > keep and self._aside.room:
+            self._lay_aside()
+
+    def recall(self, hits: list[Block], hashes: Sequence[bytes]) -> list[Block]:
+        """`hits`, the blocks of the first of `hashes`, and what follows them on the host: brought back, if it fits."""
+        while len(hits) < len(hashes):
+            parcel = self._aside.find(hashes[len(hits)])
+            if parcel is None or not self._bring_back(parcel, hits):
+                break
+            hits = self.match(hashes)
+        return hits
+
+    def _lay_aside(self) -> None:
+        """The blocks that were let go of together, the longest ago."""
+        first = next(iter(self._idle))
+        slot = next(iter(first.owners))
+        blocks = sorted(takewhile(lambda block: slot in block.owners, self._idle), key=lambda block: block.depth)
+        if self._residents.lend(slot, blocks, self._export):
+            self.evicted -= len(blocks)
+        for block in blocks:
+            self._idle.remove(block)
+            self._forget(block)
+            self._blank.append(block)
+
+    def _export(self, slot: int, blocks: Sequence[Block]) -> bool:
+        key = self._aside.add([block.depth for block in blocks], [block.hash or b"" for block in blocks])
+        if key is not None:
+            table = tuple(block.id for block in blocks)
+            self.events.append(Export(key, slot, table, len(blocks) * self.block_size))
+        return key is not None
+
+    def _bring_back(self, parcel: Parcel, hits: Sequence[Block]) -> bool:
+        self._ref(hits)
+        slot = self._slot() if len(parcel.hashes) <= self.num_free else None
+        if slot is not None:
+            self._aside.take(parcel)
+            blocks = [self._take(slot, depth) for depth in parcel.depths]
+            self.events.append(Import(parcel.key, slot, tuple(block.id for block in blocks)))
+            for block, key in zip(blocks, parcel.hashes, strict=True):
+                if key not in self._cached:  # else it was computed anew since
+                    block.hash = key
+                    self._cached[key] = block
+            self._residents.move_out(slot, blocks)
+            self._unref(blocks)
+            self.recalled += len(blocks)
+        self._unref(hits)
+        return slot is not None
+
     # ---- inside ----
 
+    def _ref(self, blocks: Sequence[Block]) -> None:
+        for block in blocks:
+            if not block.refs:
+                self._idle.remove(block)
+            block.refs += 1
+
     def _unref(self, blocks: Sequence[Block]) -> None:
-        unused = self._unused
         for block in reversed(blocks):  # the tail first: a prefix is worth more than what follows it
             block.refs -= 1
             if block.refs == 0:
-                if block.hash is not None:
-                    unused.append(block)
-                else:
-                    unused.prepend(block)
+                (self._blank if block.hash is None else self._idle).append(block)
 
     def _take(self, slot: int, depth: int) -> Block:
-        block = self._unused.pop()
-        if block.hash is not None:
+        if self._blank.count:
+            block = self._blank.pop()
+        else:
+            block = self._idle.pop()
             self._forget(block)
         block.refs = 1
         block.depth = depth
@@ -269,9 +335,9 @@ class BlockManager:
         slot = self._residents.take()
         if slot is None:
             for block in self._residents.oldest():
-                self._unused.remove(block)
+                self._idle.remove(block)
                 self._forget(block)
-                self._unused.prepend(block)
+                self._blank.append(block)
             slot = self._residents.take()
         return slot
 
@@ -286,12 +352,15 @@ class BlockManager:
                 refs[block.id] += 1
                 assert block.depth == depth
                 assert table.slot in block.owners
-        unused = {block.id for block in self._unused}
-        assert len(unused) == self._unused.count == len(list(self._unused))
+        blank, idle = ({block.id for block in ring} for ring in (self._blank, self._idle))
+        assert len(blank) == self._blank.count == len(list(self._blank))
+        assert len(idle) == self._idle.count == len(list(self._idle))
         for block in self._blocks:
             assert block.refs == refs[block.id]
-            assert (block.refs == 0) == (block.id in unused)
+            assert (block.refs == 0 and block.hash is None) == (block.id in blank)
+            assert (block.refs == 0 and block.hash is not None) == (block.id in idle)
             assert (block.hash is not None) == (self._cached.get(block.hash or b"") is block)
             assert block.owners or (block.refs == 0 and block.hash is None)
         assert len(self._cached) == sum(block.hash is not None for block in self._blocks)
         self._residents.check_integrity({table.slot for table in tables})
+        self._aside.check_integrity()

@@ -107,8 +107,8 @@ class _Choice:
 
 
 class EngineCore:
-    """Runs jobs on `runner`. `salt` keeps the cache of this engine from meeting that of another; `options` are those of
-    `Scheduler`. Used by one thread.
+    """Runs jobs on `runner`. `salt` keeps the cache of this engine from meeting that of another; `host_tokens` of it
+    may lie on the host. The other `options` are those of `Scheduler`. Used by one thread.
     """
 
     def __init__(
@@ -121,8 +121,15 @@ class EngineCore:
         **options: Any,
     ) -> None:
         limits = runner.limits
+        host_tokens = options.pop("host_tokens", 0)
         self.runner = runner
-        self.blocks = BlockManager(limits.num_blocks, limits.block_size, slots=limits.slots, sharing=limits.sharing)
+        self.blocks = BlockManager(
+            limits.num_blocks,
+            limits.block_size,
+            slots=limits.slots,
+            sharing=limits.sharing,
+            host_tokens=host_tokens if limits.swapping else 0,
+        )
         options["token_budget"] = min(options.get("token_budget", 256), limits.batch)
         options["max_running"] = min(options.get("max_running", 64), limits.slots)
         options["context"] = min(options.get("context") or limits.context, limits.context)

@@ -8,7 +8,7 @@ common owner), and an evicted block is dropped by every owner. A slot has at mos
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from velollm.engine.events import Alias, Drop, Event
@@ -90,6 +90,23 @@ class Residents:
                 block.owners.discard(slot)
                 self._drop(slot, block.depth * self._size, (block.depth + 1) * self._size)
         self._holders[slot] = kept
+
+    def lend(self, slot: int, blocks: Sequence[Block], use: Callable[[int, Sequence[Block]], bool]) -> bool:
+        """Let `use` have a slot with `blocks`, which lie in the holder `slot`, and nothing else; what it returns.
+
+        False when the holder has more, and no slot is free.
+        """
+        if len(self._holders[slot]) == len(blocks):
+            return use(slot, blocks)
+        if not self._free:
+            return False
+        lent = self._free.popleft()
+        for block in blocks:
+            self._alias(slot, lent, block.depth)
+        used = use(lent, blocks)
+        self._drop(lent, 0, -1)
+        self._free.append(lent)
+        return used
 
     def evict(self, block: Block) -> None:
         """Every owner of `block`, which only holders can be, lets go of it."""

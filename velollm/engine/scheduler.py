@@ -24,6 +24,7 @@ __all__ = ["Chunk", "Scheduler", "Step"]
 
 LOOKAHEAD = 64  # waiting sequences that are looked at behind one that waits for its prefix
 RECOMPUTE = 48  # so few tokens are sooner computed again than a whole state is brought back
+IDLE = 16  # so many blocks that are only cached may lie beside running ones, or an eighth of what these have
 
 
 class Chunk:
@@ -85,8 +86,9 @@ class Scheduler:
 
     `token_budget` bounds a step, `max_running` the sequences in it, `context` one sequence, all in tokens.
     `swap_tokens` may lie on the host at a time (0: a preempted sequence is computed again); what is computed again in
-    no more than `recompute` tokens is never brought there. A share `watermark` of the
-    blocks is kept back from newcomers, so that those who run can grow.
+    no more than `recompute` tokens is never brought there. A share `watermark` of the blocks is kept back from
+    newcomers, so that those who run can grow. Where `blocks` may use the host, what is only cached goes there while
+    others run, but for `idle` blocks.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class Scheduler:
         watermark: float = 0.01,
         swap_tokens: int = 0,
         recompute: int = RECOMPUTE,
+        idle: int = IDLE,
     ) -> None:
         if token_budget < 1 or max_running < 1:
             raise ValueError("a step needs room for one token of one sequence")
@@ -114,6 +117,7 @@ class Scheduler:
         self._watermark = max(1, int(blocks.num_blocks * watermark))
         self._swap_left = swap_tokens
         self._recompute = recompute
+        self._idle = idle
 
     # ---- sequences come and go ----
 
@@ -198,6 +202,8 @@ class Scheduler:
             self._admit(plan)
         used = self.blocks.num_blocks - self.blocks.num_free
         self.counters.peak_blocks = max(self.counters.peak_blocks, used)
+        if plan.chunks:
+            self.blocks.lay_aside(max(self._idle, used // 8))
         return Step(self.blocks.take_events(), list(plan.chunks.values()))
 
     def commit(self, step: Step) -> None:
@@ -247,6 +253,8 @@ class Scheduler:
                 continue
             hashes = self._prefix(sequence)
             hits = self.blocks.match(hashes)
+            if not sequence.swapped and self._fits(sequence, hits):
+                hits = self.blocks.recall(hits, hashes)
             if len(hits) < len(hashes) and hashes[len(hits)] in plan.coming:
                 skipped += 1  # what it needs is being computed: one step later it will be there
                 continue

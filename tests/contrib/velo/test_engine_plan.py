@@ -31,7 +31,7 @@ def plan(memory: int, size: int = 4 * GIB, **options: Any) -> EnginePlan:
 def test_a_quarter_of_the_memory_for_context() -> None:
     made = plan(32 * GIB)
     assert (made.context, made.num_blocks * 16, made.threads) == (8192, 32_768, 6)
-    assert made.swap_tokens == 32_768
+    assert made.swap_tokens == made.host_tokens == 32_768
     assert plan(8 * GIB).num_blocks * 16 == 16_384
     assert plan(8 * GIB, kv_type="q8_0").num_blocks * 16 > 16_384
     assert plan(1024 * GIB).num_blocks * 16 == 4 * 8192, "no more than there is use for"
