@@ -16,6 +16,7 @@ from velollm._version import __version__
 
 if TYPE_CHECKING:
     from velollm.backend import Backend, open_backend
+    from velollm.bench import benchmark
     from velollm.diagnosis import doctor
     from velollm.hardware import detect
     from velollm.messages import ChatEvent, ChatRequest, Message
@@ -29,6 +30,7 @@ __all__ = [
     "Message",
     "VeloLLM",
     "__version__",
+    "benchmark",
     "detect",
     "doctor",
     "open_backend",
@@ -41,6 +43,7 @@ _HOME = {
     "ChatRequest": "velollm.messages",
     "Message": "velollm.messages",
     "VeloLLM": "velollm.middleware",
+    "benchmark": "velollm.bench",
     "detect": "velollm.hardware",
     "doctor": "velollm.diagnosis",
     "open_backend": "velollm.backend",

@@ -22,6 +22,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "cache": ("velollm.commands.cache", "answers that are kept: statistics, report, purge, export"),
     "embed": ("velollm.commands.embed", "install the embedder of the semantic cache"),
     "detect": ("velollm.commands.detect", "say what this machine is"),
+    "bench": ("velollm.commands.bench", "measure how fast an engine answers"),
+    "benchmark": ("velollm.commands.bench", "the same as bench"),
     "tune": ("velollm.commands.tune", "configure an engine for this machine"),
     "optimize": ("velollm.commands.tune", "the same as tune"),
     "profiles": ("velollm.commands.profiles", "share tuned settings"),
