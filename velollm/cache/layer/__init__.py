@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import attrs
 
@@ -86,9 +86,20 @@ class CacheLayer(Layer):
 
     async def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         """Generate, or say again."""
-        async with aclosing(await self._answer(request)) as events:
+        said, upstream, landing = await self._answer(request)
+        for event in said:
+            yield event
+        if upstream is None:
+            return
+        async with aclosing(upstream) as events:
+            if landing is None:
+                async for event in events:
+                    yield event
+                return
             async for event in events:
+                landing.see(event)
                 yield event
+        await landing.land()
 
     async def aclose(self) -> None:
         """Close the backend, then the cache."""
@@ -99,29 +110,33 @@ class CacheLayer(Layer):
 
     # ---- who answers ----
 
-    async def _answer(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+    async def _answer(self, request: ChatRequest) -> _Plan:
         try:
             asked = await self._prepare(request)
             key = _flight_key(asked, request)
             if key is not None and key in self._flights:
-                return self._join(key, request)
+                return (), self._join(key, request), None
             found, events = await self._find(asked, request)
         except Exception as error:  # whatever is wrong with the cache, the request is answered
             self.failed("asked", error)
-            return self.inner.chat(request)
+            return (), self.inner.chat(request), None
+        headers = request.context.headers
         if found.hit is not None:
             self._count(found.hit.tier, "hit")
-            request.context.headers[HEADER] = found.hit.header
-            request.context.headers["age"] = str(int(found.hit.age))
-            return _replay(events)
-        request.context.headers[HEADER] = found.header
+            headers[HEADER] = found.hit.header
+            headers["age"] = str(int(found.hit.age))
+            return events, None, None
+        headers[HEADER] = found.header
         if asked.eligibility.bypass:
             self._count("none", "bypass")
-            return self.inner.chat(request)
+            return (), self.inner.chat(request), None
         if key is not None and key in self._flights:
-            return self._join(key, request)
+            return (), self._join(key, request), None
         self._count("semantic" if found.shadow else "none", "shadow" if found.shadow else "miss")
-        return self._fly(asked, found.shadow, request, key)
+        landing = _Landing(self, asked, found.shadow, request.model, request.context)
+        if key is None:  # nobody may join: there is no need of a flight
+            return (), self.inner.chat(request), landing
+        return (), self._fly(key, landing, request), None
 
     async def _prepare(self, request: ChatRequest) -> Request:
         headers = request.context.client_headers
@@ -176,17 +191,13 @@ class CacheLayer(Layer):
         return _read_along(flight, leader, request.context)
 
     def _fly(
-        self, asked: Request, shadow: Hit | None, request: ChatRequest, key: tuple[object, ...] | None
+        self, key: tuple[object, ...], landing: _Landing, request: ChatRequest
     ) -> AsyncGenerator[ChatEvent, None]:
-        landing = _Landing(self, asked, shadow, request.model, request.context)
-
         def close() -> None:
-            if key is not None:
-                self._flights.pop(key, None)
+            self._flights.pop(key, None)
 
         flight = Flight(self.inner.chat(request), on_event=landing.see, on_end=landing.land, on_close=close)
-        if key is not None:
-            self._flights[key] = flight, request.context
+        self._flights[key] = flight, request.context
         return flight.read()
 
     # ---- for a landing ----
@@ -209,6 +220,10 @@ class CacheLayer(Layer):
     def now(self) -> float:
         """Seconds, as the layer's clock counts them."""
         return self._clock()
+
+
+# What is kept and said again, or the events that go on, with what becomes of them when they are this request's alone.
+_Plan: TypeAlias = "tuple[Iterable[ChatEvent], AsyncGenerator[ChatEvent, None] | None, _Landing | None]"
 
 
 class _Landing:
@@ -266,11 +281,6 @@ def _flight_key(asked: Request, request: ChatRequest) -> tuple[object, ...] | No
     if not asked.eligibility.read or sampled or request.context.deadline is not None:
         return None
     return asked.key, asked.check, request.context.priority
-
-
-async def _replay(events: list[ChatEvent]) -> AsyncGenerator[ChatEvent, None]:
-    for event in events:
-        yield event
 
 
 async def _read_along(

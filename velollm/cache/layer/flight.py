@@ -45,8 +45,9 @@ class Flight:
         self._done = False
         self._error: Exception | None = None
         self._places: dict[int, int] = {}
+        self._fastest = 0  # the number of the first event that no reader has had
         self._numbers = 0
-        self._news: asyncio.Event = asyncio.Event()
+        self._news: asyncio.Event | None = None  # there while a reader waits for it
         self._room: asyncio.Event = asyncio.Event()
         self._pump: asyncio.Task[None] | None = None
 
@@ -54,19 +55,23 @@ class Flight:
         """The events from the first on, for one more reader; raises what the upstream call raised.
 
         The first reader starts the call. Each counts from its first step on."""
-        if self._pump is None:
-            self._pump = asyncio.get_running_loop().create_task(self._run())
         self._numbers += 1
         number = self._numbers
         self._places[number] = self._first
         try:
+            if self._pump is None:
+                self._pump = asyncio.get_running_loop().create_task(self._run())
             while True:
                 place = self._places[number]
                 if place < self._first + len(self._events):
                     self._places[number] = place + 1
-                    self._room.set()
+                    if place >= self._fastest:
+                        self._fastest = place + 1
+                        self._room.set()
                     yield self._events[place - self._first]
                 elif not self._done:
+                    if self._news is None:
+                        self._news = asyncio.Event()
                     await self._news.wait()
                 elif self._error is not None:
                     raise self._error
@@ -77,7 +82,7 @@ class Flight:
 
     async def _leave(self, number: int) -> None:
         del self._places[number]
-        self._room.set()
+        self._fastest = max(self._places.values(), default=0)
         if self._places or self._pump is None or self._pump.done():
             return
         self._close()
@@ -113,12 +118,12 @@ class Flight:
         self._tell()
 
     def _tell(self) -> None:
-        self._news.set()
-        self._news = asyncio.Event()
+        if self._news is not None:
+            self._news.set()
+            self._news = None
 
     def _is_far_ahead(self) -> bool:
-        fastest = max(self._places.values(), default=0)
-        return self._first + len(self._events) - fastest >= AHEAD
+        return self._first + len(self._events) - self._fastest >= AHEAD
 
     def _trim(self) -> None:
         """Let go of what all readers have had."""
