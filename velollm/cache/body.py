@@ -6,6 +6,7 @@ A chat that came in through Ollama's API has the same body as one through OpenAI
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any, Final
 
 import attrs
@@ -20,7 +21,8 @@ _FIELDS: Final = (
     "top_k", "min_p", "seed", "stop", "n", "frequency_penalty", "presence_penalty", "repeat_penalty", "logit_bias",
     "logprobs", "top_logprobs", "echo", "think", "options",
 )  # fmt: skip
-_NOTHING_SAID: Final = ChatRequest()
+_VALUES: Final = attrgetter(*_FIELDS)
+_UNSAID: Final = _VALUES(ChatRequest())
 _EMPTY: Final[tuple[object, ...]] = ([], (), {}, "")
 # Where a prompt is cached by the engine says nothing of what is asked.
 _NO_CONTENT: Final = frozenset({"cache_control"})
@@ -30,9 +32,8 @@ def chat_body(request: ChatRequest) -> dict[str, Any]:
     """The body; unknown fields of the client's are in it. A prompt for the chat template is the user's last turn, one
     that goes to the model as it is has a role of its own, so that only its exact repetition is the same."""
     body = dict(request.extra)
-    for name in _FIELDS:
-        value = getattr(request, name)
-        if value != getattr(_NOTHING_SAID, name) and value not in _EMPTY:
+    for name, value, unsaid in zip(_FIELDS, _VALUES(request), _UNSAID, strict=True):
+        if value is not unsaid and value != unsaid and value not in _EMPTY:
             body[name] = attrs.asdict(value) if attrs.has(type(value)) else value
     if request.tools:
         body["tools"] = [attrs.asdict(tool) for tool in request.tools]
@@ -46,10 +47,8 @@ def chat_body(request: ChatRequest) -> dict[str, Any]:
 
 def _message(message: Message) -> dict[str, Any]:
     content = message.content
-    out: dict[str, Any] = {
-        "role": message.role,
-        "content": content if content is None or isinstance(content, str) else [_part(part) for part in content],
-    }
+    plain = content is None or isinstance(content, str)
+    out = {"role": message.role, "content": content if plain else [_part(part) for part in content or ()]}
     if message.tool_calls:
         out["tool_calls"] = [_call(call) for call in message.tool_calls]
     for name in ("tool_call_id", "name", "reasoning"):

@@ -12,7 +12,7 @@ import re
 import attrs
 import xxhash
 
-from velollm.cache.lexicon import GERUNDS, QUESTION_WORDS, QUOTED_VERBS
+from velollm.cache.lexicon import CLOSING_WORDS, GERUNDS, QUESTION_WORDS, QUOTED_VERBS
 from velollm.cache.tokens import Text, tokenize
 
 __all__ = ["Canonical", "canonicalize", "strip_courtesy"]
@@ -103,7 +103,7 @@ def canonicalize(text: str) -> Canonical:
 
 
 def _finish(text: Text, clauses: str) -> Canonical:
-    bare = " ".join(word for word in clauses.split(" ") if word != ",")
+    bare = " ".join([word for word in clauses.split(" ") if word != ","]) if "," in clauses else clauses
     signature = xxhash.xxh3_128_digest(f"{bare}\x00{text.payload}".encode("utf-8", "surrogatepass"))
     return Canonical(clauses=clauses, payload=text.payload, names=text.names, bare=bare, signature=signature)
 
@@ -138,17 +138,19 @@ def _strip_start(clauses: str) -> str:
 
 
 def _strip_end(clauses: str) -> str:
-    tail_at = max(0, len(clauses) - 120)
-    tail_at = clauses.rfind(" ", 0, tail_at) + 1 if tail_at else 0
-    found = _CLOSINGS.search(clauses, tail_at)
+    found = None
+    if clauses.rpartition(" ")[2] in CLOSING_WORDS:
+        tail_at = max(0, len(clauses) - 120)
+        found = _CLOSINGS.search(clauses, clauses.rfind(" ", 0, tail_at) + 1 if tail_at else 0)
     if found is None:
-        return _TRAILING_PAUSE.sub("", clauses)
+        return _without_pause(clauses)
     if not found["pause"]:
-        courtesy = found["words"].strip().startswith(_ALWAYS_COURTESY) or found["words"].strip() in (
-            "ty",
-            "tia",
-            "thanks",
-        )
+        words = found["words"].strip()
+        courtesy = words.startswith(_ALWAYS_COURTESY) or words in ("ty", "tia", "thanks")
         if not courtesy or found["before"] in QUOTED_VERBS:
             return clauses
-    return _TRAILING_PAUSE.sub("", clauses[: found.end("before")])
+    return _without_pause(clauses[: found.end("before")])
+
+
+def _without_pause(clauses: str) -> str:
+    return _TRAILING_PAUSE.sub("", clauses) if clauses.endswith((" ,", " .")) else clauses

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final, Literal
 
 import attrs
@@ -18,37 +19,66 @@ TIERS: Final[tuple[Tier, ...]] = ("exact", "canonical", "semantic")
 LONGEST_CANONICAL: Final = 4096
 LONGEST_SEMANTIC: Final = 480
 
-_TIME_BOUND = re.compile(
+
+@attrs.frozen
+class Wording:
+    """A pattern, and the words one of which is in every text that it finds something in: most texts have none, and a
+    look at their words is cheaper than a search."""
+
+    telling: frozenset[str]
+    pattern: re.Pattern[str]
+
+    @classmethod
+    def of(cls, telling: str, pattern: str) -> Wording:
+        """From the words, and the pattern's text."""
+        return cls(frozenset(telling.split()), re.compile(pattern))
+
+    def is_in(self, text: str, words: list[str]) -> bool:
+        """Whether `text`, in lower case, has this wording; `words` are the words of it."""
+        return not self.telling.isdisjoint(words) and self.pattern.search(text) is not None
+
+
+TIME_BOUND: Final = Wording.of(
+    "today tonight tomorrow yesterday now moment speak week weekend month morning afternoon evening night time day "
+    "date year weather temperature price report forecast latest news score",
     r"\b(?:today(?:'s)?|tonight(?:'s)?|tomorrow(?:'s)?|yesterday(?:'s)?|right now|at the moment|as we speak|just now"
     r"|(?:this|next|last) (?:week|weekend|month)|this (?:morning|afternoon|evening)|last night"
     r"|(?:what|which) (?:time|day|date|month|year) is (?:it|this)|what is the (?:time|date)|what's the (?:time|date)"
     r"|current (?:time|date|day|weather|temperature|price|score)|(?:the )?time now|(?:what is|what's|how is|how's)"
     r" the weather"
     r"|(?:weather|traffic|stock) (?:report|forecast)|latest (?:news|score|scores|headlines|price)|breaking news"
-    r"|live score)\b"
+    r"|live score)\b",
 )
-_DATED = re.compile(
+DATED: Final = Wording.of(
+    "current currently now nowadays days latest newest recent recently lately upcoming far still yet year decade "
+    "season quarter spring summer autumn fall winter ago date as",
     r"\b(?:current|currently|now|nowadays|these days|latest|newest|most recent|recent|recently|lately|upcoming"
     r"|so far|still|yet"
     r"|(?:this|last|next|past|coming) (?:year|decade|season|quarter|spring|summer|autumn|fall|winter)|ago"
-    r"|up to date|as of)\b"
+    r"|up to date|as of)\b",
 )
-_PERSONAL = re.compile(
+PERSONAL: Final = Wording.of(
+    "my am me did have had said told asked mentioned wrote paid sent remember remind just last previous earlier "
+    "previously before",
     r"\b(?:my (?:full |first |last |own )?(?:name|age|birthday|previous|last)\b|who am i|am i|about me"
     r"|(?:did|have|had) i|i (?:said|told|asked|mentioned|wrote|paid|sent)|(?:do|did|can|will) you remember"
     r"|remember (?:me|when|what|that)|remind me"
     r"|you (?:said|told|mentioned|wrote|just)|did you (?:say|mean|tell)|your (?:last|previous) (?:answer|message|reply)"
-    r"|earlier|previously|as before|same as before)\b"
+    r"|earlier|previously|as before|same as before)\b",
 )
 # "How do I close my account" is anyone's question; "what is in my account" is one person's.
-_OWN_DATA = re.compile(
-    r"(?!how (?:do|can|to|should|would)\b).*\bmy (?:\w+ )?(?:orders?|account|balance|address|appointments?"
+OWN_DATA: Final = Wording.of(
+    "my",
+    r"\A(?!how (?:do|can|to|should|would)\b).*\bmy (?:\w+ )?(?:orders?|account|balance|address|appointments?"
     r"|schedule|calendar|inbox"
-    r"|meetings?|subscription|invoice|reservation|booking|data|history|documents?|notes|emails?|messages?|contacts?|salary)\b"
+    r"|meetings?|subscription|invoice|reservation|booking|data|history|documents?|notes|emails?|messages?|contacts?|salary)\b",
 )
-_RANDOM = re.compile(
-    r"\b(?:random|randomly|surprise me|another|different one|one more|again|else|roll (?:a|the) dic?e|flip a coin)\b"
+RANDOM: Final = Wording.of(
+    "random randomly surprise another one again else roll flip",
+    r"\b(?:random|randomly|surprise me|another|different one|one more|again|else|roll (?:a|the) dic?e|flip a coin)\b",
 )
+
+_WORD = re.compile(r"\w+")
 
 # Who asks for chance wants another answer the next time, even to the same words.
 _CHANCE = re.compile(
@@ -71,6 +101,8 @@ class Controls:
     def from_headers(cls, cache_control: str | None = None, ttl: str | None = None) -> Controls:
         """Read `cache-control` and `x-velollm-cache-ttl`. Directives and numbers that make no sense are ignored,
         as RFC 9111 asks."""
+        if not cache_control and not ttl:
+            return NO_CONTROLS
         directives = {
             name.strip().lower(): value.strip().strip('"')
             for name, _, value in (part.partition("=") for part in (cache_control or "").split(","))
@@ -81,6 +113,9 @@ class Controls:
             max_age=_seconds(directives.get("max-age")),
             ttl=_seconds(ttl),
         )
+
+
+NO_CONTROLS: Final = Controls()
 
 
 def _seconds(text: str | None) -> float | None:
@@ -110,25 +145,34 @@ def _bypass(reason: str) -> Eligibility:
 def assess(body: Mapping[str, Any], prompt: str | None, controls: Controls, max_temperature: float) -> Eligibility:
     """Decide for one request. `prompt` is the last user text, or None where it is not plain text."""
     messages = body.get("messages")
-    if not isinstance(messages, list) or not messages or not all(isinstance(m, Mapping) for m in messages):
+    if not isinstance(messages, list) or not messages:
         return _bypass("not-chat")
+    for message in messages:
+        if not isinstance(message, Mapping):
+            return _bypass("not-chat")
     if controls.no_store:
         return _bypass("no-store")
     if _is_agent_turn(messages):
         return _bypass("agent-turn")
     lowered = "" if prompt is None else prompt[:LONGEST_CANONICAL].lower().replace("\u2019", "'")
-    if len(lowered) <= LONGEST_SEMANTIC and _TIME_BOUND.search(lowered):
+    words = _WORD.findall(lowered) if len(lowered) <= LONGEST_SEMANTIC else []
+    if TIME_BOUND.is_in(lowered, words):
         return _bypass("time-bound")
     if body.get("temperature") != 0 and _CHANCE.match(lowered):
         return _bypass("random")
     reason = _exact_only(body, messages, prompt)
     tiers: tuple[Tier, ...] = ("exact",)
     if not reason:
-        reason = _not_semantic(body, lowered, prompt or "", max_temperature)
+        reason = _not_semantic(body, lowered, words, prompt or "", max_temperature)
         tiers = ("exact", "canonical") if reason else TIERS
     if controls.no_cache:
-        return Eligibility(read=False, write=True, tiers=tiers, reason="no-cache")
-    return Eligibility(read=True, write=True, tiers=tiers, reason=reason)
+        return _open(tiers, "no-cache", read=False)
+    return _open(tiers, reason, read=True)
+
+
+@lru_cache(maxsize=256)
+def _open(tiers: tuple[Tier, ...], reason: str, *, read: bool) -> Eligibility:
+    return Eligibility(read=read, write=True, tiers=tiers, reason=reason)
 
 
 def _is_agent_turn(messages: list[Mapping[str, Any]]) -> bool:
@@ -146,11 +190,15 @@ def _exact_only(body: Mapping[str, Any], messages: list[Mapping[str, Any]], prom
     """Why only a repetition to the letter may be answered."""
     if body.get("tools") or body.get("functions"):
         return "tools"
-    if any(m.get("role") in ("tool", "function") or m.get("tool_calls") for m in messages):
-        return "tools"
+    media = False
+    for message in messages:
+        if message.get("role") in ("tool", "function") or message.get("tool_calls"):
+            return "tools"
+        content = message.get("content")
+        media = media or (type(content) is not str and _has_media(content))
     if messages[-1].get("role") == "assistant":
         return "prefill"
-    if any(_has_media(m.get("content")) for m in messages):
+    if media:
         return "images"
     if body.get("n") not in (None, 1):
         return "n"
@@ -161,17 +209,17 @@ def _exact_only(body: Mapping[str, Any], messages: list[Mapping[str, Any]], prom
     return "long" if len(prompt) > LONGEST_CANONICAL else ""
 
 
-def _not_semantic(body: Mapping[str, Any], lowered: str, prompt: str, max_temperature: float) -> str:
+def _not_semantic(body: Mapping[str, Any], lowered: str, words: list[str], prompt: str, max_temperature: float) -> str:
     temperature = body.get("temperature")
     if isinstance(temperature, int | float) and temperature > max_temperature:
         return "temperature"
     if len(prompt) > LONGEST_SEMANTIC or "\n" in prompt.strip():
         return "long"
-    if _DATED.search(lowered):
+    if DATED.is_in(lowered, words):
         return "time-bound"
-    if _PERSONAL.search(lowered) or _OWN_DATA.match(lowered):
+    if PERSONAL.is_in(lowered, words) or OWN_DATA.is_in(lowered, words):
         return "personal"
-    return "random" if _RANDOM.search(lowered) else ""
+    return "random" if RANDOM.is_in(lowered, words) else ""
 
 
 def _has_media(content: object) -> bool:

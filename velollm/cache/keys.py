@@ -7,7 +7,7 @@ semantic tiers compare in their own way. Neither contains a tenant's name: a key
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -36,18 +36,18 @@ IGNORED_FIELDS: Final = frozenset(
         "request_id",
     ]
 )
-_DEFAULTS: Final[tuple[tuple[str, object], ...]] = (
-    ("n", 1),
-    ("logprobs", False),
-    ("top_logprobs", 0),
-    ("tools", []),
-    ("functions", []),
-    ("stop", []),
-    ("logit_bias", {}),
-    ("presence_penalty", 0),
-    ("frequency_penalty", 0),
-    ("response_format", {"type": "text"}),
-)
+_DEFAULTS: Final[dict[str, object]] = {
+    "n": 1,
+    "logprobs": False,
+    "top_logprobs": 0,
+    "tools": [],
+    "functions": [],
+    "stop": [],
+    "logit_bias": {},
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "response_format": {"type": "text"},
+}
 _VERSION: Final = b"velollm.cache/1"
 
 
@@ -58,13 +58,15 @@ class Unhashable(ValueError):
 @attrs.frozen(kw_only=True)
 class RequestKeys:
     """`exact` is the XXH3-128 of `document` under the tenant; `check` is an independent digest, compared on every
-    hit."""
+    hit. `prompt` is the last user text, or None where it is not plain text; `head` and `earlier` are what the scope is
+    made of: the request but its messages, and the turns before the prompt."""
 
     tenant: bytes
     exact: bytes
-    document: bytes
+    document: bytes = attrs.field(repr=False)
     prompt: str | None
-    scope_document: bytes = attrs.field(repr=False)
+    head: bytes = attrs.field(default=b"", repr=False)
+    earlier: list[Any] = attrs.field(factory=list, repr=False)
 
     @property
     def check(self) -> bytes:
@@ -74,12 +76,18 @@ class RequestKeys:
     @property
     def scope(self) -> bytes:
         """What must agree to the letter before the last user text is compared at all."""
-        return xxhash.xxh3_128_digest(self.tenant + _VERSION + self.scope_document)
+        return xxhash.xxh3_128_digest(self.tenant + _VERSION + self._scope_document)
 
     @property
     def scope_check(self) -> bytes:
         """The independent digest of the scope."""
-        return blake2b(self.scope_document, digest_size=16, key=self.tenant).digest()
+        return blake2b(self._scope_document, digest_size=16, key=self.tenant).digest()
+
+    @cached_property
+    def _scope_document(self) -> bytes:
+        if self.prompt is None:
+            return b""
+        return self.head + orjson.dumps(skip_pleasantries(self.earlier), option=orjson.OPT_SORT_KEYS)
 
 
 @lru_cache(maxsize=4096)
@@ -93,36 +101,39 @@ def derive_keys(tenant: str | None, body: Mapping[str, Any], variant: str = "") 
     """Derive the keys of an OpenAI chat request. `variant` is whatever else decides the answer and is not in the body:
     the digest of the resolved model, an index build. Raises Unhashable."""
     owner = tenant_digest(tenant)
-    fields = {k: _number(v) for k, v in body.items() if k not in IGNORED_FIELDS and v is not None}
-    for name, default in _DEFAULTS:
-        if name in fields and fields[name] == default:
+    fields = {
+        name: _number(value) if type(value) is float else value
+        for name, value in body.items()
+        if value is not None and name not in IGNORED_FIELDS
+    }
+    for name in fields.keys() & _DEFAULTS.keys():
+        if fields[name] == _DEFAULTS[name]:
             del fields[name]
     if "tools" not in fields and fields.get("tool_choice") in ("auto", "none"):
         del fields["tool_choice"]
     listed = fields.pop("messages", ())
     messages = [_message(m) for m in listed] if isinstance(listed, list | tuple) else []
-    prompt = _prompt(messages)
-    earlier = skip_pleasantries(messages[:-1]) if prompt is not None else []
     try:
         head = orjson.dumps([variant, fields], option=orjson.OPT_SORT_KEYS)
         document = head + orjson.dumps(messages, option=orjson.OPT_SORT_KEYS)
-        scope = head + orjson.dumps(earlier, option=orjson.OPT_SORT_KEYS) if prompt is not None else b""
     except (TypeError, ValueError, RecursionError) as error:
         raise Unhashable(str(error)) from error
-    exact = xxhash.xxh3_128_digest(owner + _VERSION + document)
-    return RequestKeys(tenant=owner, exact=exact, document=document, prompt=prompt, scope_document=scope)
+    return RequestKeys(
+        tenant=owner, exact=xxhash.xxh3_128_digest(owner + _VERSION + document), document=document,
+        prompt=_prompt(messages), head=head, earlier=messages[:-1],
+    )  # fmt: skip
 
 
-def _number(value: object) -> object:
+def _number(value: float) -> float:
     """0.0 and 0 are one number; True is not."""
-    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
+    return int(value) if value.is_integer() and abs(value) < 2**53 else value
 
 
 def _message(message: Any) -> Any:
     """A message without empty fields, a single text part as plain text."""
     if not isinstance(message, Mapping):
         return message
-    out = {k: v for k, v in message.items() if v is not None and not (k == "tool_calls" and v == [])}
+    out = {k: v for k, v in message.items() if v is not None and (v != [] or k != "tool_calls")}
     content = out.get("content")
     if isinstance(content, list) and len(content) == 1:
         part = content[0]

@@ -8,6 +8,7 @@ __all__ = [
     "ANYONE",
     "ARTICLES",
     "CASE_SENSITIVE",
+    "CLOSING_WORDS",
     "COMMON",
     "CONTAINERS",
     "CONTRACTIONS",
@@ -154,6 +155,11 @@ GERUNDS = _pairs(
 
 # After these a courtesy word is the subject of the question: "how do I say thank you?".
 QUOTED_VERBS = _set("say spell write pronounce type mean means word words phrase call called name named the a of reply")
+
+# A courtesy at the end of a prompt ends in one of these.
+CLOSING_WORDS = _set(
+    "please kindly thanks you ty cheers appreciated tia lot bunch ton much again advance mind can could would day it"
+)
 
 PLATFORMS = _set(
     "python java javascript typescript kotlin scala ruby perl php rust go golang swift dart lua julia haskell "

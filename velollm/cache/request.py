@@ -73,7 +73,7 @@ def prepare(
         keys = derive_keys(tenant, body, variant)
     except Unhashable:
         closed = Eligibility(read=False, write=False, tiers=(), reason="invalid")
-        none = RequestKeys(tenant=tenant_digest(tenant), exact=b"", document=b"", prompt=None, scope_document=b"")
+        none = RequestKeys(tenant=tenant_digest(tenant), exact=b"", document=b"", prompt=None)
         return Request(none, closed, controls, name)
     return Request(keys, assess(body, keys.prompt, controls, max_temperature), controls, name)
 

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import attrs
 import orjson
 
-from velollm.cache.eligibility import Controls, Tier, why_not_stored
+from velollm.cache.eligibility import NO_CONTROLS, Controls, Tier, why_not_stored
 from velollm.cache.entry import Entry
 from velollm.cache.explanation import Explanation, TierVerdict
 from velollm.cache.guards import Question
@@ -177,7 +177,7 @@ class ResponseCache:
         """Assess a request and derive its keys; `request.key` is what identical requests share. `variant` is what
         decides the answer but is not in the body, such as the digest of the resolved model."""
         owner = None if self._shared else tenant
-        return prepare(owner, body, controls or Controls(), variant, self._max_temperature)
+        return prepare(owner, body, controls or NO_CONTROLS, variant, self._max_temperature)
 
     def find(self, request: Request, modes: Mapping[Tier, Mode] | None = None) -> Found:
         """Search the tiers that are open to the request, the surest first. `modes` overrides the cache's for one

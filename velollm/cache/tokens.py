@@ -24,7 +24,12 @@ _SMART = str.maketrans(
     }
 )  # fmt: skip
 _SPAN = re.compile(r"```.*?```|`[^`]+`|\"[^\"]*\"|(?<![\w'])'[^'\n]+'(?!\w)", re.DOTALL)
-_CHUNK = re.compile(r"\S+")
+_MARKS = re.compile("[`\"']")
+# Most of a prompt is words in small letters, with a pause behind some of them.
+_CHUNKS = re.compile(r"([a-z]+)([.,;:!?)…]*)(?!\S)|(\S+)")
+_SPELLED = {word: (number,) for word, number in NUMBER_WORDS.items()} | {
+    word: tuple(spelled.split()) for word, spelled in CONTRACTIONS.items()
+}
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*'?\Z")
 _HYPHENATED = re.compile(r"[^\W_]+(?:-[^\W_]+)+\Z")
 _NUMBER = re.compile(r"[-+]?\d[\d.,]*\Z")
@@ -43,6 +48,7 @@ _PREAMBLE = re.compile(
 )
 _WH_IS = frozenset(["what", "who", "where", "when", "why", "how", "that", "it", "there", "here", "he", "she"])
 _CLOSERS = ".,;:!?)…"
+_PAUSES = frozenset(",.")
 _ENDS = frozenset(".!?;")
 _EMOJI = frozenset("🙂😊😀😃😄🙏👋👍😁🤗❤")
 
@@ -64,30 +70,31 @@ def is_verbatim(token: str) -> bool:
 
 def tokenize(text: str) -> Text:
     """Split one prompt. Linear in its length; the caller bounds the length."""
-    text = unicodedata.normalize("NFC", text).translate(_SMART).strip()
-    text, payload = _split_payload(_unquoted(text))
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text).translate(_SMART)
+    text, payload = _split_payload(_unquoted(text.strip()))
     shouted, cased = _casing(text)
     out: list[str] = []
     names: set[str] = set()
     position = 0
-    for span in _SPAN.finditer(text):
+    for span in _SPAN.finditer(text) if _MARKS.search(text) else ():
         _plain(text[position : span.start()], out, names, shouted, cased)
         mark = "`" if span.group()[0] == "`" else '"'
         out.append(mark + "␣".join(span.group().strip("`\"'").split(" ")).replace("\n", "␤"))
         position = span.end()
-    _plain(text[position:], out, names, shouted, cased)
+    _plain(text[position:] if position else text, out, names, shouted, cased)
     return Text(tokens=tuple(_mend(out)), payload=payload, names=frozenset(names))
 
 
 def _unquoted(text: str) -> str:
     """A prompt that stands in quotation marks as a whole is no quotation."""
-    whole = len(text) > 2 and text[0] == text[-1] == '"' and text.count('"') == 2 and " " in text
+    whole = text[:1] == '"' == text[-1:] and len(text) > 2 and text.count('"') == 2 and " " in text
     return text[1:-1].strip() if whole else text
 
 
 def _split_payload(text: str) -> tuple[str, str]:
     """`Translate to French: good morning` is an instruction and its payload; the payload is compared to the letter."""
-    found = _PAYLOAD.search(text)
+    found = _PAYLOAD.search(text) if ":" in text else None
     if found is None or text.startswith("`"):
         return text, ""
     head = text[: found.start()]
@@ -106,29 +113,45 @@ def _is_preamble(head: str) -> bool:
 def _casing(text: str) -> tuple[bool, bool]:
     """Whether the text is shouted, and whether its capitals carry information (neither shouted nor Title Case)."""
     words = [w for w in text.split() if w[0].isalpha()]
-    letters = "".join(words)
-    shouted = len(words) > 1 and letters.upper() == letters and letters.lower() != letters
-    capitals = sum(1 for w in words if w[0].isupper())
-    titled = len(words) > 3 and capitals >= len(words) - 1
+    small = [w for w in words if not w[0].isupper()]
+    shouted = False
+    if len(words) > 1 and not (small and small[0][0].islower()):
+        letters = "".join(words)
+        shouted = letters.upper() == letters and letters.lower() != letters
+    titled = len(words) > 3 and len(small) <= 1
     return shouted, not shouted and not titled
 
 
 def _plain(text: str, out: list[str], names: set[str], shouted: bool, cased: bool) -> None:
-    for found in _CHUNK.finditer(text):
-        raw = found.group()
-        opening = raw.lstrip("(")
-        core = opening if _INITIALS.match(opening) else opening.rstrip(_CLOSERS)
-        if opening.count("(") and "(" in core and core.count("(") != core.count(")"):
-            core = core + ")"
-        if not any(c.isalnum() for c in core):
-            core = opening if len(opening) > 1 and any(c not in _CLOSERS for c in opening) else core
-        tail = opening[len(core) :]
-        if len(opening) < len(raw):
-            out.append(",")
-        if core:
-            _chunk(core, out, names, shouted, cased)
+    for word, tail, other in _CHUNKS.findall(text):
+        if not word:
+            _odd(other, out, names, shouted, cased)
+            continue
+        if word in _SPELLED:
+            out.extend(_SPELLED[word])
+        elif word == "us" and out and out[-1] == "the":
+            out.append("US")
+        else:
+            out.append(word)
         if tail:
-            out.append("." if any(c in _ENDS for c in tail) else ",")
+            out.append("," if _ENDS.isdisjoint(tail) else ".")
+
+
+def _odd(raw: str, out: list[str], names: set[str], shouted: bool, cased: bool) -> None:
+    """What is more than a word in small letters."""
+    opening = raw.lstrip("(")
+    core = opening if _INITIALS.match(opening) else opening.rstrip(_CLOSERS)
+    if opening.count("(") and "(" in core and core.count("(") != core.count(")"):
+        core = core + ")"
+    if not any(c.isalnum() for c in core):
+        core = opening if len(opening) > 1 and any(c not in _CLOSERS for c in opening) else core
+    tail = opening[len(core) :]
+    if len(opening) < len(raw):
+        out.append(",")
+    if core:
+        _chunk(core, out, names, shouted, cased)
+    if tail:
+        out.append("." if any(c in _ENDS for c in tail) else ",")
 
 
 def _chunk(core: str, out: list[str], names: set[str], shouted: bool, cased: bool) -> None:
@@ -200,16 +223,17 @@ def _mend(tokens: list[str]) -> list[str]:
     """Slips of function words, doubled and trailing pauses."""
     out: list[str] = []
     for token in tokens:
-        word = MISSPELLINGS.get(token, token)
-        if word in ("dose", "doe") and out and out[-1] in QUESTION_WORDS:
-            word = "does"
-        if word in (",", "."):
+        if token in _PAUSES:
             if not out:
                 continue
-            if out[-1] in (",", "."):
-                out[-1] = "." if "." in (word, out[-1]) else ","
+            if out[-1] in _PAUSES:
+                out[-1] = "." if "." in (token, out[-1]) else ","
                 continue
-        out.append(word)
-    while out and out[-1] in (",", "."):
+        elif token in MISSPELLINGS:
+            token = MISSPELLINGS[token]
+        elif token in ("dose", "doe") and out and out[-1] in QUESTION_WORDS:
+            token = "does"  # noqa: S105
+        out.append(token)
+    while out and out[-1] in _PAUSES:
         out.pop()
     return out

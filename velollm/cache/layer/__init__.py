@@ -190,9 +190,7 @@ class CacheLayer(Layer):
         self._count("exact", "shared")
         return _read_along(flight, leader, request.context)
 
-    def _fly(
-        self, key: tuple[object, ...], landing: _Landing, request: ChatRequest
-    ) -> AsyncGenerator[ChatEvent, None]:
+    def _fly(self, key: tuple[object, ...], landing: _Landing, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         def close() -> None:
             self._flights.pop(key, None)
 
