@@ -362,14 +362,16 @@ class ResponseCache:
         asked = request.controls.ttl
         ttl = self.ttl if asked is None else min(self.ttl, asked)
         now = self._clock()
-        tiers = request.eligibility.tiers
+        tiers, modes = request.eligibility.tiers, self.modes
+        semantic = "semantic" in tiers and modes["semantic"] != "off"
+        aliased = semantic or ("canonical" in tiers and modes["canonical"] != "off")
         return Entry(
             key=request.key, check=request.check, tenant=request.tenant, model=request.model, created=now,
             expires=now + ttl * (1 - self._jitter * self._rng.random()), answer=data, tags=tags,
-            alias=request.alias if "canonical" in tiers else b"",
-            alias_check=request.alias_check if "canonical" in tiers else b"",
-            scope=request.scope if "semantic" in tiers else b"",
-            prompt=request.prompt or "" if "semantic" in tiers else "",
+            alias=request.alias if aliased else b"",
+            alias_check=request.alias_check if aliased else b"",
+            scope=request.scope if semantic else b"",
+            prompt=request.prompt or "" if semantic else "",
         )  # fmt: skip
 
     def _enter(self, entry: Entry, question: Question | None) -> None:

@@ -25,8 +25,8 @@ _SMART = str.maketrans(
 )  # fmt: skip
 _SPAN = re.compile(r"```.*?```|`[^`]+`|\"[^\"]*\"|(?<![\w'])'[^'\n]+'(?!\w)", re.DOTALL)
 _MARKS = re.compile("[`\"']")
-# Most of a prompt is words in small letters, with a pause behind some of them.
-_CHUNKS = re.compile(r"([a-z]+)([.,;:!?)…]*)(?!\S)|(\S+)")
+# Most of a prompt is words, with a pause behind some of them.
+_CHUNKS = re.compile(r"([A-Za-z]+)([.,;:!?)…]*)(?!\S)|(\S+)")
 _SPELLED = {word: (number,) for word, number in NUMBER_WORDS.items()} | {
     word: tuple(spelled.split()) for word, spelled in CONTRACTIONS.items()
 }
@@ -49,6 +49,7 @@ _PREAMBLE = re.compile(
 _WH_IS = frozenset(["what", "who", "where", "when", "why", "how", "that", "it", "there", "here", "he", "she"])
 _CLOSERS = ".,;:!?)…"
 _PAUSES = frozenset(",.")
+_TO_MEND = frozenset([*MISSPELLINGS, "dose", "doe", *_PAUSES])
 _ENDS = frozenset(".!?;")
 _EMOJI = frozenset("🙂😊😀😃😄🙏👋👍😁🤗❤")
 
@@ -127,10 +128,10 @@ def _plain(text: str, out: list[str], names: set[str], shouted: bool, cased: boo
         if not word:
             _odd(other, out, names, shouted, cased)
             continue
-        if word in _SPELLED:
+        if word == "us" or not word.islower():
+            _word(word, out, names, shouted, cased)
+        elif word in _SPELLED:
             out.extend(_SPELLED[word])
-        elif word == "us" and out and out[-1] == "the":
-            out.append("US")
         else:
             out.append(word)
         if tail:
@@ -138,7 +139,7 @@ def _plain(text: str, out: list[str], names: set[str], shouted: bool, cased: boo
 
 
 def _odd(raw: str, out: list[str], names: set[str], shouted: bool, cased: bool) -> None:
-    """What is more than a word in small letters."""
+    """What is more than a word."""
     opening = raw.lstrip("(")
     core = opening if _INITIALS.match(opening) else opening.rstrip(_CLOSERS)
     if opening.count("(") and "(" in core and core.count("(") != core.count(")"):
@@ -221,19 +222,20 @@ def _apostrophe(word: str, out: list[str]) -> None:
 
 def _mend(tokens: list[str]) -> list[str]:
     """Slips of function words, doubled and trailing pauses."""
+    while tokens and tokens[-1] in _PAUSES:
+        tokens.pop()
+    if _TO_MEND.isdisjoint(tokens):
+        return tokens
     out: list[str] = []
     for token in tokens:
-        if token in _PAUSES:
+        word = MISSPELLINGS.get(token, token)
+        if word in ("dose", "doe") and out and out[-1] in QUESTION_WORDS:
+            word = "does"
+        if word in _PAUSES:
             if not out:
                 continue
             if out[-1] in _PAUSES:
-                out[-1] = "." if "." in (token, out[-1]) else ","
+                out[-1] = "." if "." in (word, out[-1]) else ","
                 continue
-        elif token in MISSPELLINGS:
-            token = MISSPELLINGS[token]
-        elif token in ("dose", "doe") and out and out[-1] in QUESTION_WORDS:
-            token = "does"  # noqa: S105
-        out.append(token)
-    while out and out[-1] in _PAUSES:
-        out.pop()
+        out.append(word)
     return out
