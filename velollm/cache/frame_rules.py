@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["FRAMES", "REWRITES"]
+__all__ = ["FRAMES", "REWRITES", "first_frame", "may_rewrite"]
 
 _ASK = "(?:explain|write|list|show|describe|define|summarize|translate|generate|compose|draft|name|suggest|recommend)"
 _BE = "(?:is|are|was|were)"
@@ -244,3 +244,22 @@ FRAMES = _frames(
     (r"^(?:suggest|recommend)(?: (?:me|us))? (?P<rest>(?:some|an?|\d+) .+)$", "SUGGEST GIVE"),
     (r"^(?:suggest|recommend)(?: (?:me|us))? (?P<rest>.+)$", "SUGGEST"),
 )  # fmt: skip
+
+
+# One look at all patterns of a table costs less than one at each of them.
+_ANCHORED = re.compile("|".join(f"(?:{rule.pattern})" for rule, _ in REWRITES if rule.pattern.startswith("^")))
+_ANYWHERE = tuple(rule for rule, _ in REWRITES if not rule.pattern.startswith("^"))
+_FIRST = re.compile(
+    "|".join(f"(?P<f{i}>{re.sub(r'[(][?]P<[a-z]+>', '(?:', frame.pattern)})" for i, (frame, _) in enumerate(FRAMES))
+)
+
+
+def may_rewrite(sentence: str) -> bool:
+    """Whether a pattern of REWRITES finds something in the sentence as it stands; if not, none of them ever will."""
+    return _ANCHORED.match(sentence) is not None or any(rule.search(sentence) for rule in _ANYWHERE)
+
+
+def first_frame(sentence: str) -> int | None:
+    """The number of the first of FRAMES that matches."""
+    found = _FIRST.match(sentence)
+    return None if found is None or found.lastgroup is None else int(found.lastgroup[1:])

@@ -11,7 +11,7 @@ import re
 import attrs
 
 from velollm.cache.canonical import Canonical
-from velollm.cache.frame_rules import FRAMES, REWRITES
+from velollm.cache.frame_rules import FRAMES, REWRITES, first_frame, may_rewrite
 from velollm.cache.lexicon import (
     ABOUT_WORDS,
     ANYONE,
@@ -72,15 +72,17 @@ def parse(canonical: Canonical) -> Form | None:
     preface = " ".join(word for word in preface.split(" ") if word != "the")
     sentence = _unfront(sentence)
     sentence = _active(" ".join(t for t in sentence.split(" ") if t != ","))
-    for pattern, replacement in REWRITES:
-        sentence = pattern.sub(replacement, sentence, count=1)
+    if may_rewrite(sentence):
+        for pattern, replacement in REWRITES:
+            sentence = pattern.sub(replacement, sentence, count=1)
     intents, moods, rest = _frame(sentence)
     return _body(intents, moods, rest, canonical, preface)
 
 
 def _unfront(sentence: str) -> str:
     """`In Excel, how do I ...` → `how do I ... in Excel`. `Python: how ...` arrives as a payload and is left alone."""
-    sentence = _ASIDE.sub(r"\1 \3 \2", sentence)
+    if sentence.count(" , ") > 1:
+        sentence = _ASIDE.sub(r"\1 \3 \2", sentence)
     first, _, rest = sentence.partition(" ")
     if first in SUBORDINATORS:
         front, _, main = sentence.partition(" , ")
@@ -104,18 +106,18 @@ def _active(sentence: str) -> str:
 
 
 def _frame(sentence: str) -> tuple[frozenset[str], set[str], str]:
-    for pattern, intents in FRAMES:
-        found = pattern.match(sentence)
-        if found is not None:
-            groups = found.groupdict()
-            moods = {m for word in (groups.get("aux") or "").split() if (m := TENSES.get(word) or MODALS.get(word))}
-            if "not" in (groups.get("neg") or ""):
-                moods.add("not")
-            rest = groups["rest"] or ""
-            verb = "make " if "RECIPE" in intents else ""
-            return intents, moods, f"{verb}{groups.get('lead') or ''} {rest}".strip()
-    readings = {"DO", "WHAT"} if " of " in sentence or " 's " in sentence else {"DO"}
-    return frozenset(readings), set(), sentence
+    number = first_frame(sentence)
+    if number is None:
+        readings = {"DO", "WHAT"} if " of " in sentence or " 's " in sentence else {"DO"}
+        return frozenset(readings), set(), sentence
+    pattern, intents = FRAMES[number]
+    found = pattern.match(sentence)
+    groups = {} if found is None else found.groupdict()
+    moods = {m for word in (groups.get("aux") or "").split() if (m := TENSES.get(word) or MODALS.get(word))}
+    if "not" in (groups.get("neg") or ""):
+        moods.add("not")
+    verb = "make " if "RECIPE" in intents else ""
+    return intents, moods, f"{verb}{groups.get('lead') or ''} {groups.get('rest') or ''}".strip()
 
 
 def _body(intents: frozenset[str], moods: set[str], rest: str, canonical: Canonical, preface: str) -> Form:
