@@ -15,9 +15,9 @@ from velollm.cache.canonical import Canonical
 from velollm.cache.frames import Form, parse
 from velollm.cache.lexicon import NEGATIONS, OPEN_LISTS, PLATFORMS, PREPOSITIONS, PRONOUNS, QUESTION_WORDS, UNITS
 from velollm.cache.tokens import is_verbatim
-from velollm.cache.words import is_slip, is_slip_of_name, stem
+from velollm.cache.words import is_known, is_slip, is_slip_of_name, stem
 
-__all__ = ["Question", "Refusal", "judge", "read"]
+__all__ = ["HEAD_LINKS", "Question", "Refusal", "judge", "read"]
 
 # Intents to which one and many are the same: `what are black holes` is `what is a black hole`.
 _LOOSE_NUMBER = frozenset(
@@ -25,7 +25,7 @@ _LOOSE_NUMBER = frozenset(
      "EXPLAIN", "MEAN", "TIPS", "WHEN", "HOWMUCH"]
 )  # fmt: skip
 _LOOSE_ARTICLE = frozenset(["HOWTO", "RECIPE", "TIPS"])
-_HEAD_LINKS = ("of", "in", "for", "on")
+HEAD_LINKS = ("of", "in", "for", "on")
 _MAX_SLIPS = 3
 _MAX_STRAY = 5
 
@@ -46,16 +46,26 @@ _DIFFERENT = Refusal(guard="word", detail="")
 
 @attrs.frozen(kw_only=True)
 class Question:
-    """A prompt, read: its canonical form and its frame."""
+    """A prompt, read: its canonical form and its frame. `figures` are the words of its body that are no words, numbers
+    above all: no guard lets two questions pass that differ in one. `odd`: a word in it may be a slip of another."""
 
     canonical: Canonical
     form: Form
+    figures: frozenset[str]
+    odd: bool
 
 
 def read(canonical: Canonical) -> Question | None:
     """Read a prompt for the semantic tier, or None where it has no form to compare."""
     form = parse(canonical)
-    return None if form is None or not form.body else Question(canonical=canonical, form=form)
+    if form is None or not form.body:
+        return None
+    return Question(
+        canonical=canonical,
+        form=form,
+        figures=frozenset([word for word in form.body if not word.isalpha()]),
+        odd=not all(map(is_known, canonical.clauses.split(" "))),
+    )
 
 
 def judge(asked: Question, stored: Question, *, brief: bool = False) -> Refusal | None:
@@ -131,14 +141,14 @@ def _number(a: Form, b: Form, common: frozenset[str]) -> Refusal | None:
 def _same_by_compounding(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
     """`capital of Peru` is `Peru('s) capital`, `branch in git` is `git branch`: a phrase behind its head may stand
     before it. Only one side is ever rewritten, so two arguments cannot trade places."""
-    if sorted(t for t in a if t not in _HEAD_LINKS) != sorted(t for t in b if t not in _HEAD_LINKS):
+    if sorted(t for t in a if t not in HEAD_LINKS) != sorted(t for t in b if t not in HEAD_LINKS):
         return False
     return b in _compounds(a, 2) or a in _compounds(b, 2)
 
 
 def _compounds(body: tuple[str, ...], depth: int) -> Iterator[tuple[str, ...]]:
     for i, token in enumerate(body):
-        if token not in _HEAD_LINKS or not 0 < i < len(body) - 1:
+        if token not in HEAD_LINKS or not 0 < i < len(body) - 1:
             continue
         end = next((j for j in range(i + 1, len(body)) if body[j] in PREPOSITIONS or body[j] == "|"), len(body))
         phrase, start = body[i + 1 : end], i - 1

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 
 import attrs
 import xxhash
 
-from velollm.cache.guards import Question, Refusal, judge
+from velollm.cache.guards import HEAD_LINKS, Question, Refusal, judge
 from velollm.cache.retrieval import TrigramIndex, VectorIndex, similarity, trigrams
 
 __all__ = ["Embedder", "Match", "SemanticIndex"]
@@ -16,6 +17,7 @@ __all__ = ["Embedder", "Match", "SemanticIndex"]
 Embedder = Callable[[str], Sequence[float]]
 
 _NEAREST = 12
+_TWINS = 4
 _REPORTED = 3
 
 
@@ -37,14 +39,57 @@ class _Member:
 
 
 class _Partition:
-    """The questions of one scope that share a payload and a preface."""
+    """The questions of one scope that share a payload, a preface and their figures.
 
-    __slots__ = ("by_body", "trigrams", "vectors")
+    The guards let two bodies pass that are equal, that differ in the order of a compound, or in where a word is parted:
+    those are found by what they have in common. The rest is slips, which only a word that no dictionary knows can be:
+    likeness finds them, among all for a question with such a word, and among those that have one for any other.
+    """
+
+    __slots__ = ("alike", "odd", "plain", "vectors")
 
     def __init__(self) -> None:
-        self.trigrams = TrigramIndex()
+        self.alike: dict[tuple[str, ...], list[int]] = {}
+        self.plain = TrigramIndex()
+        self.odd = TrigramIndex()
         self.vectors = VectorIndex()
-        self.by_body: dict[tuple[str, ...], list[int]] = {}
+
+    def __len__(self) -> int:
+        return len(self.plain) + len(self.odd)
+
+    def add(self, slot: int, question: Question, vector: Sequence[float] | None) -> None:
+        (self.odd if question.odd else self.plain).add(slot, trigrams(question.form.body))
+        if vector is not None:
+            self.vectors.add(slot, vector)
+        for look in _looks(question):
+            self.alike.setdefault(look, []).append(slot)
+
+    def discard(self, slot: int, question: Question) -> None:
+        (self.odd if question.odd else self.plain).discard(slot)
+        self.vectors.discard(slot)
+        for look in _looks(question):
+            twins = self.alike[look]
+            twins.remove(slot)
+            if not twins:
+                del self.alike[look]
+
+    def candidates(
+        self, question: Question, features: Callable[[], frozenset[str]], vector: Sequence[float] | None, every: bool
+    ) -> list[int]:
+        """Slots worth judging, the likeliest first; `every`: also those that no guard would let pass."""
+        found = [slot for look in _looks(question) for slot in self.alike.get(look, [])[-_TWINS:][::-1]]
+        for index in (self.plain, self.odd):
+            if len(index) and (every or question.odd or index is self.odd):
+                found += [slot for slot, _ in index.search(features(), _NEAREST)]
+        if vector is not None:
+            found += [slot for slot, _ in self.vectors.search(vector, _NEAREST)]
+        return list(dict.fromkeys(found))
+
+
+def _looks(question: Question) -> tuple[tuple[str, ...], ...]:
+    """What questions that the guards let pass have in common: their words in order, their words, or their letters."""
+    body = question.form.body
+    return tuple({body, tuple(sorted(t for t in body if t not in HEAD_LINKS)), ("".join(body),)})
 
 
 class SemanticIndex:
@@ -52,7 +97,7 @@ class SemanticIndex:
 
     def __init__(self, limit: int = 100_000) -> None:
         self._limit = limit
-        self._partitions: dict[bytes, _Partition] = {}
+        self._partitions: dict[bytes, dict[frozenset[str], _Partition]] = {}
         self._members: dict[int, tuple[bytes, _Member]] = {}
         self._slots: OrderedDict[bytes, int] = OrderedDict()
         self._floors: OrderedDict[bytes, float] = OrderedDict()
@@ -68,15 +113,9 @@ class SemanticIndex:
         embedder's, where there is one."""
         self.discard(key)
         where = _partition_of(scope, question)
-        partition = self._partitions.get(where)
-        if partition is None:
-            partition = self._partitions[where] = _Partition()
+        partition = self._partitions.setdefault(where, {}).setdefault(question.figures, _Partition())
         slot, self._next = self._next, self._next + 1
-        features = trigrams(question.form.body)
-        partition.trigrams.add(slot, features)
-        if vector is not None:
-            partition.vectors.add(slot, vector)
-        partition.by_body.setdefault(question.form.body, []).append(slot)
+        partition.add(slot, question, vector)
         self._members[slot] = where, _Member(key=key, prompt=prompt, question=question)
         self._slots[key] = slot
         while len(self._slots) > self._limit:
@@ -88,59 +127,52 @@ class SemanticIndex:
         if slot is None:
             return
         where, member = self._members.pop(slot)
-        partition = self._partitions[where]
-        partition.trigrams.discard(slot)
-        partition.vectors.discard(slot)
-        twins = partition.by_body[member.question.form.body]
-        twins.remove(slot)
-        if not twins:
-            del partition.by_body[member.question.form.body]
-        if not len(partition.trigrams):
-            del self._partitions[where]
+        partitions = self._partitions[where]
+        partition = partitions[member.question.figures]
+        partition.discard(slot, member.question)
+        if not len(partition):
+            del partitions[member.question.figures]
+            if not partitions:
+                del self._partitions[where]
 
     def search(self, scope: bytes, question: Question, vector: Sequence[float] | None = None) -> Match | None:
         """The nearest prompt that every guard lets through."""
-        return next((m for m in self._judged(scope, question, vector) if m.refusal is None), None)
+        partition = self._partitions.get(_partition_of(scope, question), {}).get(question.figures)
+        if partition is None:
+            return None
+        features = cache(partial(trigrams, question.form.body))
+        for slot in partition.candidates(question, features, vector, every=False):
+            member = self._members[slot][1]
+            if judge(question, member.question, brief=True) is None:
+                score = similarity(features(), trigrams(member.question.form.body))
+                if score > self._floors.get(member.key, -1.0):
+                    return Match(key=member.key, prompt=member.prompt, similarity=round(score, 4), refusal=None)
+        return None
 
     def nearest(self, scope: bytes, question: Question, vector: Sequence[float] | None = None) -> list[Match]:
         """The nearest prompts with the verdict on each, for `explain`."""
-        return self._judged(scope, question, vector, report=True)[:_REPORTED]
+        features = trigrams(question.form.body)
+        matches = []
+        for partition in self._partitions.get(_partition_of(scope, question), {}).values():
+            for slot in partition.candidates(question, lambda: features, vector, every=True):
+                member = self._members[slot][1]
+                refusal = judge(question, member.question)
+                score = similarity(features, trigrams(member.question.form.body))
+                if refusal is None and score <= self._floors.get(member.key, -1.0):
+                    refusal = Refusal(guard="distrusted", detail="a shadow comparison of this entry disagreed")
+                matches.append(Match(key=member.key, prompt=member.prompt, similarity=round(score, 4), refusal=refusal))
+        return sorted(matches, key=lambda m: (m.refusal is not None, -m.similarity))[:_REPORTED]
+
+    def gains_by_vector(self, scope: bytes, question: Question) -> bool:
+        """Whether an embedder may find what else would not be found."""
+        partition = self._partitions.get(_partition_of(scope, question), {}).get(question.figures)
+        return partition is not None and (question.odd or len(partition.odd) > 0)
 
     def distrust(self, key: bytes, similarity: float) -> None:
         """A would-be answer of this entry was wrong: from now on it only answers what is nearer than that."""
         self._floors[key] = max(similarity, self._floors.pop(key, 0.0))
         while len(self._floors) > 10_000:
             self._floors.popitem(last=False)
-
-    def _judged(
-        self, scope: bytes, question: Question, vector: Sequence[float] | None, report: bool = False
-    ) -> list[Match]:
-        partition = self._partitions.get(_partition_of(scope, question))
-        if partition is None:
-            return []
-        features = trigrams(question.form.body)
-        matches = []
-        for slot in self._candidates(partition, question, features, vector):
-            _, member = self._members[slot]
-            refusal = judge(question, member.question, brief=not report)
-            if refusal is not None and not report:
-                continue
-            score = similarity(features, trigrams(member.question.form.body))
-            if refusal is None and score <= self._floors.get(member.key, -1.0):
-                refusal = Refusal(guard="distrusted", detail="a shadow comparison of this entry disagreed")
-            matches.append(Match(key=member.key, prompt=member.prompt, similarity=round(score, 4), refusal=refusal))
-            if refusal is None and not report:
-                return matches[-1:]
-        return sorted(matches, key=lambda m: (m.refusal is not None, -m.similarity))
-
-    def _candidates(
-        self, partition: _Partition, question: Question, features: frozenset[str], vector: Sequence[float] | None
-    ) -> list[int]:
-        twins = partition.by_body.get(question.form.body, [])[-4:][::-1]
-        near = [slot for slot, _ in partition.trigrams.search(features, _NEAREST)]
-        if vector is not None:
-            near += [slot for slot, _ in partition.vectors.search(vector, _NEAREST)]
-        return list(dict.fromkeys([*twins, *near]))
 
 
 def _partition_of(scope: bytes, question: Question) -> bytes:

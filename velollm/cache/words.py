@@ -34,6 +34,7 @@ _TELLING_ENDS = re.compile(
     r"(?:ine|one|ol|ide|ate|ite|ase|ose|in|yl|ene|ane|yne|ic|ous|ium|um|azole|amide|pril|sartan|statin|mab|nib|vir|tide|al)\Z"
 )
 _MIN_SLIP = 4
+_BEGIN = 3  # letters by which a page of the dictionary is found
 _TWO_SLIPS = 8
 _LONG_NAME = 8
 _LONGEST_ACRONYM = 3
@@ -140,10 +141,10 @@ def synonyms() -> Synonyms:
 @cache
 def _dictionary() -> bytes:
     """Sorted words, one a line. Kept as the bytes they are: a list of them would take seven times the memory."""
-    return (files(__package__) / "data" / "words.txt").read_bytes()
+    return b"\n" + (files(__package__) / "data" / "words.txt").read_bytes()
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=16384)
 def is_known(word: str) -> bool:
     """Whether a word is English or a well-known technical name. Words under four letters always are."""
     if len(word) < _MIN_SLIP or word in PLATFORMS or not word.isascii() or not word.isalpha():
@@ -154,19 +155,27 @@ def is_known(word: str) -> bool:
 
 
 def _listed(word: str) -> bool:
-    listed, wanted = _dictionary(), word.encode()
-    low, high = 0, len(listed)
+    return word.isalpha() and _dictionary().find(f"\n{word}\n".encode(), *_page(word[:_BEGIN])) >= 0
+
+
+@lru_cache(maxsize=32768)
+def _page(begin: str) -> tuple[int, int]:
+    """Where in the dictionary the words are that begin so."""
+    return _line(begin.encode()), _line(begin.encode() + b"~") + 1
+
+
+def _line(wanted: bytes) -> int:
+    """Where the first line begins that is not before `wanted`, its line break included."""
+    listed = _dictionary()
+    low, high = 0, len(listed) - 1
     while low < high:
-        start = listed.rfind(b"\n", low, (low + high) // 2) + 1 or low
-        end = listed.index(b"\n", start)
-        found = listed[start:end]
-        if found == wanted:
-            return True
-        if found < wanted:
-            low = end + 1
+        start = listed.rfind(b"\n", low, (low + high) // 2 + 1)
+        end = listed.index(b"\n", start + 1)
+        if listed[start + 1 : end] < wanted:
+            low = end
         else:
             high = start
-    return False
+    return low
 
 
 def is_slip(wrong: str, right: str) -> bool:
