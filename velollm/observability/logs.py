@@ -12,9 +12,12 @@ from typing import Any, TextIO
 
 import orjson
 
+from velollm.observability.record import REQUESTS, Record, write_through
+
 __all__ = ["JsonFormatter", "TextFormatter", "configure_logging"]
 
 FLUSH_SECONDS = 0.05
+NAMES = {logging.DEBUG: "DEBUG", logging.INFO: "INFO"}
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 ODD = re.compile(r'[\s"=]|^$')
 
@@ -24,8 +27,10 @@ def configure_logging(level: str, style: str = "text", stream: TextIO | None = N
 
     Other packages are heard from WARNING on. For the command line; a program that mounts VeloLLM has its own.
     """
+    formatter = JsonFormatter() if style == "json" else TextFormatter()
     handler = LineHandler(stream or sys.stderr)
-    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
+    handler.setFormatter(formatter)
+    write_through(lambda level, record: handler.add(formatter.request(level, record)))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
@@ -50,14 +55,18 @@ class LineHandler(logging.StreamHandler[TextIO]):
     def emit(self, record: logging.LogRecord) -> None:
         """Keep the line, and see to it that it is written."""
         try:
-            self._lines.append(self.format(record) + self.terminator)
-            if self._due and record.levelno < logging.WARNING:
-                return
-            self._due = record.levelno < logging.WARNING and self._flush_soon()
-            if not self._due:
-                self.flush()
+            self.add(self.format(record), urgent=record.levelno >= logging.WARNING)
         except Exception:
             self.handleError(record)
+
+    def add(self, line: str, *, urgent: bool = False) -> None:
+        """The same with a line that is ready."""
+        self._lines.append(line + self.terminator)
+        if self._due and not urgent:
+            return
+        self._due = not urgent and self._flush_soon()
+        if not self._due:
+            self.flush()
 
     def _flush_soon(self) -> bool:
         try:
@@ -85,18 +94,18 @@ class _Formatter(logging.Formatter):
         super().__init__()
         self._second = (0, "")
 
-    def time(self, record: logging.LogRecord) -> str:
-        second = int(record.created)
+    def time(self, now: float) -> str:
+        second = int(now)
         if second != self._second[0]:
             self._second = (second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)))
-        return f"{self._second[1]}.{int(record.msecs):03d}Z"
+        return f"{self._second[1]}.{int((now - second) * 1000):03d}Z"
 
 
 class TextFormatter(_Formatter):
     """`2026-11-24T16:00:00.123Z INFO request id=... path=...`; continued lines are indented."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = f"{self.time(record)} {record.levelname} {record.getMessage()}"
+        text = f"{self.time(record.created)} {record.levelname} {record.getMessage()}"
         fields = getattr(record, "fields", None)
         if fields is not None:
             text = f"{text} {_pairs(fields)}"
@@ -106,13 +115,18 @@ class TextFormatter(_Formatter):
             text += "\n    " + self.formatException(record.exc_info).replace("\r", "\\r").replace("\n", "\n    ")
         return text
 
+    def request(self, level: int, record: Record) -> str:
+        """The line of one HTTP request."""
+        text = f"{self.time(time.time())} {NAMES[level]} request {record.text() or _pairs(record.fields())}"
+        return text if text.isprintable() else CONTROL.sub(_escape, text)
+
 
 class JsonFormatter(_Formatter):
     """One JSON object a line: time, level, logger, message, and the fields of the event."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
-            "time": self.time(record),
+            "time": self.time(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
@@ -120,10 +134,24 @@ class JsonFormatter(_Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        try:
-            return orjson.dumps(line).decode()
-        except orjson.JSONEncodeError:  # lone surrogates
-            return orjson.dumps(line | {key: CONTROL.sub(_escape, str(value)) for key, value in line.items()}).decode()
+        return _json(line)
+
+    def request(self, level: int, record: Record) -> str:
+        """The line of one HTTP request."""
+        known = {
+            "time": self.time(time.time()),
+            "level": NAMES[level].lower(),
+            "logger": REQUESTS,
+            "message": "request",
+        }
+        return _json(known | record.fields())
+
+
+def _json(line: dict[str, Any]) -> str:
+    try:
+        return orjson.dumps(line).decode()
+    except orjson.JSONEncodeError:  # lone surrogates
+        return orjson.dumps(line | {key: CONTROL.sub(_escape, str(value)) for key, value in line.items()}).decode()
 
 
 def _pairs(fields: dict[str, Any]) -> str:

@@ -39,8 +39,8 @@ class Cycle:
     """
 
     __slots__ = (
-        "_chunked", "_connection", "_expects", "_is_head", "_left", "_news", "_on_leaving", "_pieces", "_scope",
-        "_size", "_waiter", "complete", "disconnected", "keep_alive", "more_body", "started",
+        "_chunked", "_connection", "_expects", "_head", "_is_head", "_left", "_news", "_on_leaving", "_pieces",
+        "_scope", "_size", "_waiter", "complete", "disconnected", "keep_alive", "more_body", "started",
     )  # fmt: skip
 
     def __init__(self, connection: GuardedProtocol, scope: Scope, *, keep_alive: bool, expects: bool) -> None:
@@ -58,6 +58,7 @@ class Cycle:
         self.started = self.complete = self.disconnected = False
         self._is_head = scope["method"] == "HEAD"
         self._chunked = False
+        self._head = b""
         self._left = 0  # bytes that the announced length still wants
 
     async def run(self, app: ASGIApp) -> None:
@@ -182,22 +183,31 @@ class Cycle:
             lines.append(b"transfer-encoding: chunked\r\n")
         lines.append(b"\r\n")
         self.started = True
-        self._connection.transport.write(b"".join(lines))
+        self._head = b"".join(lines)  # it leaves with what comes next, or alone if nothing does
+        self._connection.loop.call_soon(self._send_head)
+
+    def _send_head(self) -> None:
+        if self._head:
+            self._connection.transport.write(self._head)
+            self._head = b""
 
     def _write(self, body: bytes, *, last: bool) -> None:
-        transport = self._connection.transport
         if self._is_head:
             self._left = 0
+            body = b""
         elif self._chunked:
-            if body:
-                transport.write(b"%x\r\n%b\r\n%b" % (len(body), body, LAST_CHUNK if last else b""))
-            elif last:
-                transport.write(LAST_CHUNK)
+            body = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+            if last:
+                body += LAST_CHUNK
         else:
             self._left -= len(body)
             if self._left < 0:
                 raise RuntimeError("the body of the answer is longer than its content-length")
-            transport.write(body)
+        if self._head:
+            body = self._head + body
+            self._head = b""
+        if body:
+            self._connection.transport.write(body)
         if last:
             if self._left:
                 raise RuntimeError("the body of the answer is shorter than its content-length")
