@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from velollm.engine.blocks import BlockManager
+from velollm.engine.paged_kv import PagedKV
 from velollm.engine.scheduler import Scheduler
 from velollm.engine.sequence import Sequence
 
@@ -31,6 +32,7 @@ __all__ = [
     "JobSpec",
     "LlamaCppRunner",
     "NumpyRunner",
+    "PagedKV",
     "SamplingParams",
     "Scheduler",
     "Sequence",
