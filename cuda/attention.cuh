@@ -13,8 +13,6 @@ struct Scoring {
   const float* sinks;   // a score without a value that takes its share of the softmax, by query head; null: none
 };
 
-INLINE float tanh_fast(float x) { return 1.0f - 2.0f / (exp2_fast(2.0f * LOG2E * x) + 1.0f); }
-
 // The score in units of log2; `behind` is how many tokens the key lies behind the query.
 INLINE float scored(const Scoring& how, float dot, float slope, int behind) {
   float score = dot * how.scale;

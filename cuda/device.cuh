@@ -14,8 +14,7 @@ struct f16 { u16 bits; };
 struct bf16 { u16 bits; };
 struct f8 { u8 bits; };  // e4m3, as in the OCP 8-bit floating point specification: no infinities, NaN is 0x7f
 struct i8 { signed char value; };
-struct alignas(16) Words4 { u32 word[4]; };
-struct alignas(8) Words2 { u32 word[2]; };
+struct alignas(16) Chunk { u32 word[4]; };  // what one thread reads or writes at once
 
 #define JOIN2(a, b) a##_##b
 #define JOIN(a, b) JOIN2(a, b)
@@ -114,10 +113,38 @@ template <class T> INLINE u32 pack(float low, float high) {
   return (u32)narrow<T>(low).bits | (u32)narrow<T>(high).bits << 16;
 }
 
+INLINE float tanh_fast(float x) { return 1.0f - 2.0f / (exp2_fast(2.0f * LOG2E * x) + 1.0f); }
+
+// ---- chunks of 16 bytes ----
+
+template <class T> struct Items { static constexpr int COUNT = 16 / sizeof(T); };
+
+template <class T> INLINE void unpack(const Chunk& chunk, float (&items)[8]) {
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    items[2 * i] = widen(T{(u16)chunk.word[i]});
+    items[2 * i + 1] = widen(T{(u16)(chunk.word[i] >> 16)});
+  }
+}
+template <class T> INLINE void unpack(const Chunk& chunk, float (&items)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; i++) items[i] = bits_float(chunk.word[i]);
+}
+template <class T> INLINE Chunk packed(const float (&items)[8]) {
+  Chunk chunk;
+#pragma unroll
+  for (int i = 0; i < 4; i++) chunk.word[i] = pack<T>(items[2 * i], items[2 * i + 1]);
+  return chunk;
+}
+template <class T> INLINE Chunk packed(const float (&items)[4]) {
+  Chunk chunk;
+#pragma unroll
+  for (int i = 0; i < 4; i++) chunk.word[i] = float_bits(items[i]);
+  return chunk;
+}
+
 // ---- sums and maxima over the lanes of a warp, and over a block of whole warps ----
 
-INLINE float add(float a, float b) { return a + b; }
-INLINE float larger(float a, float b) { return fmaxf(a, b); }
 INLINE int lane_index() { return threadIdx.x & 31; }
 INLINE int warp_index() { return threadIdx.x >> 5; }
 

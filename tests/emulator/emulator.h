@@ -69,14 +69,15 @@ struct Fibre {
 
 struct Launch {
   Dim3 grid, block, at;
-  unsigned threads = 0;
+  unsigned threads = 0, at_barrier = 0, over = 0;
   size_t shared_size = 0;
   unsigned char* shared = nullptr;
   uint64_t seed = 0, chance = 1;
   bool eager = false;
   std::vector<Fibre> fibres;
   std::vector<char> stacks;
-  std::vector<unsigned> ready;
+  std::vector<unsigned> ready;  // from `head` on
+  size_t head = 0;
   Fibre* current = nullptr;
   void (*body)(void*) = nullptr;
   void* body_data = nullptr;
@@ -181,6 +182,7 @@ UNWATCHED inline void enter() {
   __tsan_release(&l.ended);
 #endif
   l.current->waits = Wait::OVER;
+  l.over++;
   for (;;) to_scheduler();
 }
 
@@ -223,15 +225,13 @@ UNWATCHED inline void wait_for_block() {
 #endif
   l.current->waits = Wait::BLOCK;
   l.current->operation = "__syncthreads";
-  unsigned there = 0;
-  for (Fibre& fibre : l.fibres) {
-    if (fibre.waits == Wait::OVER) fail("__syncthreads, but thread %u is over", fibre.number);
-    there += fibre.waits == Wait::BLOCK;
-  }
-  if (there == l.threads)
+  if (l.over) fail("__syncthreads, but %u threads are over", l.over);
+  if (++l.at_barrier == l.threads) {
+    l.at_barrier = 0;
     wake(0, l.threads);
-  else
+  } else {
     to_scheduler();
+  }
 #ifdef EMULATOR_CLOCKS
   __tsan_acquire(&l.block_barrier);
 #endif
@@ -277,17 +277,18 @@ UNWATCHED inline void wait_for_warp() {
 
 UNWATCHED inline unsigned next_ready() {
   Launch& l = *running;
-  size_t pick = 0;
-  switch (l.seed % 3) {
-    case 0: break;                               // in order
-    case 1: pick = l.ready.size() - 1; break;    // depth first
-    default:
-      l.chance ^= l.chance << 13, l.chance ^= l.chance >> 7, l.chance ^= l.chance << 17;
-      pick = l.chance % l.ready.size();
+  if (l.seed % 3 == 1) {  // depth first
+    const unsigned last = l.ready.back();
+    l.ready.pop_back();
+    return last;
   }
-  const unsigned number = l.ready[pick];
-  l.ready.erase(l.ready.begin() + pick);
-  return number;
+  if (l.seed % 3 == 2) {  // by chance, else in order
+    l.chance ^= l.chance << 13, l.chance ^= l.chance >> 7, l.chance ^= l.chance << 17;
+    std::swap(l.ready[l.head], l.ready[l.head + l.chance % (l.ready.size() - l.head)]);
+  }
+  const unsigned first = l.ready[l.head++];
+  if (l.head == l.ready.size()) l.ready.clear(), l.head = 0;
+  return first;
 }
 
 UNWATCHED inline void check_shared() {
@@ -318,6 +319,7 @@ UNWATCHED inline void run_block() {
 #endif
   for (size_t i = 0; i < l.shared_size + guard; i++) ((volatile unsigned char*)l.shared)[i] = 0xff;  // NaN in every type
   l.ready.clear();
+  l.head = l.at_barrier = l.over = 0;
   for (unsigned i = 0; i < l.threads; i++) {
     Fibre& fibre = l.fibres[i];
     fibre.number = i;

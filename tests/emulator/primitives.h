@@ -5,6 +5,7 @@
 INLINE u32 float_bits(float value) { u32 bits; memcpy(&bits, &value, 4); return bits; }
 INLINE float bits_float(u32 bits) { float value; memcpy(&value, &bits, 4); return value; }
 INLINE float infinity() { return INFINITY; }
+INLINE float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 INLINE float exp2_fast(float x) { return exp2f(x); }
 INLINE float widen(f16 h) { _Float16 x; memcpy(&x, &h.bits, 2); return (float)x; }
 INLINE u16 half_bits(float f) { _Float16 x = (_Float16)f; u16 bits; memcpy(&bits, &x, 2); return bits; }

@@ -9,7 +9,8 @@ import pytest
 from emulator.executor import Emulator
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.attention import TOLERANCE, Case, attention, random_case, widened
+from support.attention import Case, attention, random_case, reference
+from support.numbers import TOLERANCE, error, rounded, widened
 
 from velollm.gpu.attention import paged_attention
 
@@ -21,8 +22,7 @@ def difference(on: Emulator, case: Case, splits: int | None = None) -> float:
     """The largest error, as a share of the largest number that should have come."""
     arrays = [on.array(one, case.scalar) for one in (case.q, case.keys, case.values)]
     got = paged_attention(*arrays, case.tables, case.lengths, case.starts, splits=splits, on=on, **case.options)
-    expected = attention(case)
-    return float(np.abs(widened(on.host(got), case.scalar) - expected).max(initial=0) / np.abs(expected).max(initial=1))
+    return error(widened(on.host(got), case.scalar), attention(case))
 
 
 def options(heads: int, names: str) -> dict[str, Any]:
@@ -154,7 +154,7 @@ NARROW = {"q": np.zeros((1, 2, 48), np.float16)} | {
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "words"),
+    ("changes", "kind", "words"),
     [
         ({"q": np.zeros((1, 3, 64), np.float16)}, ValueError, "cannot attend"),
         (NARROW, ValueError, "heads of 48"),
@@ -168,7 +168,7 @@ NARROW = {"q": np.zeros((1, 2, 48), np.float16)} | {
         ({"splits": 0}, ValueError, "0 splits"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_refused(changes: dict[str, Any], error: type[Exception], words: str) -> None:
+def test_what_does_not_fit_is_refused(changes: dict[str, Any], kind: type[Exception], words: str) -> None:
     given = {
         "q": np.zeros((1, 2, 64), np.float16),
         "keys": np.zeros((3, 2, 16, 64), np.float16),
@@ -177,7 +177,7 @@ def test_what_does_not_fit_is_refused(changes: dict[str, Any], error: type[Excep
         "lengths": np.ones(1, np.int32),
     }
     on = Emulator()
-    with pytest.raises(error, match=words):
+    with pytest.raises(kind, match=words):
         paged_attention(**{**given, **changes}, on=on)
     assert on.launched == []
     with pytest.raises(ValueError, match="max_queries"):
@@ -192,3 +192,26 @@ def test_numpy_in_numpy_out() -> None:
     assert isinstance(out, np.ndarray)
     assert out.dtype == np.float16
     assert np.array_equal(out, q)
+
+
+@pytest.mark.parametrize(("scalar", "cache", "head_dim", "splits"), [("fp16", "fp8", 64, 1), ("bf16", "int8", 128, 3)])
+def test_eight_bit_caches(on: Emulator, scalar: str, cache: str, head_dim: int, splits: int) -> None:
+    """The numbers of the cache times the scale of their head are what the reference attends to."""
+    random = np.random.default_rng(head_dim)
+    case = random_case(
+        random, scalar=scalar, head_dim=head_dim, kv_heads=2, group=4, lengths=[70, 1], queries=[20, 1], window=40
+    )
+    scales = random.uniform(0.02, 0.05, (2, 2)).astype(np.float32)
+    stored = [
+        rounded(np.nan_to_num(widened(one, scalar) / scale[:, None, None]), cache)
+        for one, scale in zip((case.keys, case.values), scales, strict=True)
+    ]
+    got = paged_attention(
+        on.array(case.q, scalar), on.array(stored[0], cache), on.array(stored[1], cache),
+        case.tables, case.lengths, case.starts,
+        window=40, key_scales=scales[0], value_scales=scales[1], splits=splits, on=on,
+    )  # fmt: skip
+    exact = [widened(one, cache) * scale[:, None, None] for one, scale in zip(stored, scales, strict=True)]
+    expected = reference(widened(case.q, scalar), *exact, case.tables, case.lengths, case.starts, window=40)
+    assert error(widened(on.host(got), scalar), expected) < TOLERANCE[scalar]
+    assert on.launched[0] == f"paged_attention_simt_{scalar}_kv_{cache}_d{head_dim}"

@@ -7,26 +7,9 @@ from typing import Any
 import attrs
 import numpy as np
 import numpy.typing as npt
+from support.numbers import Floats, rounded, widened
 
-__all__ = ["TOLERANCE", "Case", "attention", "random_case", "rounded", "widened"]
-
-Floats = npt.NDArray[np.float64]
-TOLERANCE = {"fp32": 3e-6, "fp16": 2e-3, "bf16": 1.5e-2}  # of the largest value: a few roundings of the type
-
-
-def rounded(x: npt.NDArray[Any], scalar: str) -> npt.NDArray[Any]:
-    """`x` as the kernels hold it: bfloat16 as its bits, in uint16."""
-    if scalar == "bf16":
-        bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
-        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-    return np.ascontiguousarray(x, {"fp32": np.float32, "fp16": np.float16}[scalar])
-
-
-def widened(x: npt.NDArray[Any], scalar: str) -> Floats:
-    """The numbers that `rounded` stands for."""
-    if scalar == "bf16":
-        return (x.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    return x.astype(np.float64)
+__all__ = ["Case", "attention", "random_case", "reference"]
 
 
 @attrs.define(kw_only=True)

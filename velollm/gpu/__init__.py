@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from velollm.gpu.errors import GpuUnavailable, KernelCompileError
     from velollm.gpu.executor import CudaExecutor, Executor
     from velollm.gpu.kernels import Kernel, catalogue
+    from velollm.gpu.kv import copy_blocks, write_kv
+    from velollm.gpu.layers import embed, gelu_mul, rms_norm, silu_mul
+    from velollm.gpu.rope import RopeScaling, llama3_divisors, rotations
+    from velollm.gpu.sampling import argmax, sample, verify_greedy
 
 __all__ = [
     "Array",
@@ -31,9 +35,21 @@ __all__ = [
     "Kernel",
     "KernelCompileError",
     "Resources",
+    "RopeScaling",
+    "argmax",
     "catalogue",
+    "copy_blocks",
+    "embed",
+    "gelu_mul",
+    "llama3_divisors",
     "look",
     "paged_attention",
+    "rms_norm",
+    "rotations",
+    "sample",
+    "silu_mul",
+    "verify_greedy",
+    "write_kv",
 ]
 
 HOME = {
@@ -46,9 +62,21 @@ HOME = {
     "Kernel": "kernels",
     "KernelCompileError": "errors",
     "Resources": "compiler",
+    "RopeScaling": "rope",
+    "argmax": "sampling",
     "catalogue": "kernels",
+    "copy_blocks": "kv",
+    "embed": "layers",
+    "gelu_mul": "layers",
+    "llama3_divisors": "rope",
     "look": "device",
     "paged_attention": "attention",
+    "rms_norm": "layers",
+    "rotations": "rope",
+    "sample": "sampling",
+    "silu_mul": "layers",
+    "verify_greedy": "sampling",
+    "write_kv": "kv",
 }
 
 

@@ -6,10 +6,12 @@ A call lays out its arrays, picks an instance from the catalogue and launches it
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
+import attrs
 import numpy as np
 import numpy.typing as npt
 
@@ -101,7 +103,25 @@ class CudaExecutor:
         """See `Executor.empty`."""
         array = Array(pointer=0, shape=tuple(shape), scalar=scalar)
         buffer = self.device.allocate(max(array.nbytes, 1), stream=self.stream)
-        return Array(pointer=int(buffer.handle), shape=array.shape, scalar=scalar, owner=buffer, on_gpu=True)
+        return attrs.evolve(array, pointer=int(buffer.handle), owner=buffer, on_gpu=True)
+
+    def pinned(self, shape: Sequence[int], scalar: str) -> Array:
+        """Memory of the host that kernels can reach: where swapped blocks lie."""
+        from cuda.core import LegacyPinnedMemoryResource
+
+        array = Array(pointer=0, shape=tuple(shape), scalar=scalar)
+        buffer = LegacyPinnedMemoryResource().allocate(max(array.nbytes, 1))
+        return attrs.evolve(array, pointer=int(buffer.handle), owner=buffer)
+
+    def beside(self) -> CudaExecutor:
+        """The same GPU with a stream of its own, to copy blocks while this one computes; see `wait_for`."""
+        other = copy(self)
+        other.stream = self.device.create_stream()
+        return other
+
+    def wait_for(self, other: CudaExecutor) -> None:
+        """What is launched here from now on runs after what has been launched on `other`."""
+        self.stream.wait(other.stream)
 
     def host(self, array: Array) -> npt.NDArray[Any]:
         """See `Executor.host`."""

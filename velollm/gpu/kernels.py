@@ -67,7 +67,8 @@ def _family(
         for cache in (scalar, *caches) if caches is not None else (None,):
             for head_dim in head_dims or (None,):
                 macros = [("SUFFIX", _suffix(scalar, head_dim, cache if cache != scalar else None))]
-                macros.append(("SCALAR", SCALARS[scalar]))
+                if scalar in SCALARS:
+                    macros.append(("SCALAR", SCALARS[scalar]))
                 if cache is not None:
                     macros.append(("CACHED", {**SCALARS, **QUANTISED}[cache]))
                 if head_dim is not None:
@@ -84,6 +85,7 @@ def _family(
 
 
 HALVES = ("fp16", "bf16")
+BYTES = "bytes"  # where it does not matter what the numbers are
 FAMILIES: dict[str, tuple[Kernel, ...]] = {
     family[0].stem: family
     for family in (
@@ -92,5 +94,14 @@ FAMILIES: dict[str, tuple[Kernel, ...]] = {
         _family("paged_attention_simt", scalars=("fp32",), head_dims=HEAD_DIMS, caches=())
         + _family("paged_attention_simt", scalars=HALVES, head_dims=HEAD_DIMS, caches=tuple(QUANTISED)),
         _family("combine"),
+        _family("write_kv", scalars=("fp32",), caches=())
+        + _family("write_kv", scalars=HALVES, caches=tuple(QUANTISED)),
+        _family("copy_blocks", scalars=(BYTES,)),
+        _family("rms_norm"),
+        _family("gated"),
+        _family("embedding"),
+        _family("argmax"),
+        _family("sample"),
+        _family("verify", scalars=("int32",)),
     )
 }
