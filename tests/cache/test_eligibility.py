@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from support.cache import answer, ask
 
-from velollm.cache.eligibility import TIERS, Controls, Eligibility, assess, why_not_stored
+from velollm.cache.eligibility import (
+    DATED,
+    OWN_DATA,
+    PERSONAL,
+    RANDOM,
+    TIERS,
+    TIME_BOUND,
+    Controls,
+    Eligibility,
+    Wording,
+    assess,
+    why_not_stored,
+)
 
 EXACT = ("exact",)
 CANONICAL = ("exact", "canonical")
@@ -142,3 +157,11 @@ def test_one_truncated_choice_spoils_the_answer() -> None:
     both = answer()
     both["choices"].append(answer(finish="length")["choices"][0])
     assert why_not_stored(both) == "truncated"
+
+
+@pytest.mark.parametrize("wording", [TIME_BOUND, DATED, PERSONAL, OWN_DATA, RANDOM])
+@given(data=st.data())
+def test_no_wording_is_found_without_a_telling_word(wording: Wording, data: st.DataObject) -> None:
+    text = data.draw(st.from_regex(wording.pattern)).lower()
+    assume(wording.pattern.search(text))
+    assert wording.is_in(text, re.findall(r"\w+", text))

@@ -145,6 +145,36 @@ def test_shadow_evidence_and_distrust() -> None:
         assert report.disagreements[0][:2] == (EGGS, EGG)
 
 
+def test_shadow_mode_compares_when_the_answer_is_there() -> None:
+    with ResponseCache() as cache:
+        for prompt in (EGG, EGGS):
+            request = cache.prepare("t", ask(prompt))
+            found = cache.find_sure(request)
+            assert found is not None
+            assert found.compare
+            would = cache.compare(request, answer("Boil it for 8 minutes."), route="chat", seconds=1.5)
+            cache.keep(request, answer("Boil it for 8 minutes."))
+        assert would is not None
+        assert would.prompt == EGG
+        (report,) = cache.report()
+        assert (report.compared, report.agreed, report.misses, report.seconds_saved) == (1, 1, 1, 1.5)
+        assert (cache.stats().misses, cache.stats().shadow_hits) == (1, 1)
+
+
+def test_a_flood_is_compared_in_part() -> None:
+    clock = Clock()
+    with ResponseCache(clock=clock) as cache:
+        cache.store("t", ask(EGG), answer())
+        cache._allowance.spend(3.0)
+        request = cache.prepare("t", ask(EGGS))
+        assert cache.compare(request, answer()) is None
+        cache.keep(request, answer())
+        assert cache.stats().indexed == 1
+        assert cache.stats().not_compared == 1
+        clock.now += 60
+        assert cache.compare(cache.prepare("t", ask(EGGS)), answer()) is not None
+
+
 def test_bypasses_say_why(cache: ResponseCache) -> None:
     for body, reason in (
         (ask("What time is it?"), "time-bound"),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from support.cache import answer
+from support.cache import Clock, answer
 
-from velollm.cache.shadow import ShadowBook, agreement
+from velollm.cache.shadow import Allowance, ShadowBook, agreement
 
 
 @pytest.mark.parametrize(
@@ -65,3 +65,23 @@ def test_routes_are_bounded_and_the_busiest_comes_first() -> None:
     assert len(reports) == 256
     assert reports[0].route == "route-999"
     assert reports[0].agreement == 0.0
+
+
+def test_an_allowance_is_a_share_of_time_and_some_of_it_at_once() -> None:
+    clock = Clock()
+    allowance = Allowance(clock, share=0.1, burst=2.0)
+    assert allowance.left()
+    allowance.spend(3.0)
+    assert not allowance.left()
+    clock.now += 9
+    assert not allowance.left()
+    clock.now += 2
+    assert allowance.left()
+    clock.now -= 1000  # the wall clock was put back
+    assert allowance.left()
+    clock.now += 10**6
+    assert allowance.left()
+    allowance.spend(1.9)
+    assert allowance.left()
+    allowance.spend(0.2)
+    assert not allowance.left()

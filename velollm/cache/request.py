@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any
@@ -19,7 +19,8 @@ __all__ = ["Request", "prepare", "read_prompt"]
 
 class Request:
     """Keys of one request. `key` is what identical requests share: single-flight may key on it. `alias` and `scope` are
-    only asked for where the canonical and semantic tiers are open."""
+    only asked for where the canonical and semantic tiers are open. `vector` is the embedder's, once it was asked (empty
+    where it had none); `compared` is False once shadow mode has passed the request over."""
 
     def __init__(self, keys: RequestKeys, eligibility: Eligibility, controls: Controls, model: str) -> None:
         self.key = keys.exact
@@ -28,6 +29,8 @@ class Request:
         self.eligibility = eligibility
         self.controls = controls
         self.model = model
+        self.vector: Sequence[float] | None = None
+        self.compared = True
         self._keys = keys
 
     @cached_property

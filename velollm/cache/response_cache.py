@@ -16,6 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter
 from typing import Any, Literal
 
 import attrs
@@ -28,7 +29,7 @@ from velollm.cache.guards import Question
 from velollm.cache.keys import tenant_digest
 from velollm.cache.request import Request, prepare, read_prompt
 from velollm.cache.semantic import Embedder, Match, SemanticIndex
-from velollm.cache.shadow import RouteReport, ShadowBook
+from velollm.cache.shadow import Allowance, RouteReport, ShadowBook
 from velollm.cache.stores import Selection, Store, open_store
 from velollm.config.units import parse_size
 
@@ -60,11 +61,13 @@ class Hit:
 
 @attrs.frozen(kw_only=True)
 class Found:
-    """What a search found: a hit to answer with, or a would-be hit of a tier in shadow mode, or neither."""
+    """What a search found: a hit to answer with, or a would-be hit of a tier in shadow mode, or neither. `compare`: the
+    semantic tier is in shadow mode, and what it would say is looked up when the answer is there (`compare`)."""
 
     hit: Hit | None = None
     shadow: Hit | None = None
     reason: str = ""
+    compare: bool = False
 
     @property
     def header(self) -> str:
@@ -93,12 +96,13 @@ class Receipt:
 
 @attrs.frozen(kw_only=True)
 class CacheStats:
-    """Counters since the start. `hits` by tier, `bypasses` and `refused` by reason; `store` is the store's own
-    account."""
+    """Counters since the start. `hits` by tier, `bypasses` and `refused` by reason; `not_compared` are questions that
+    shadow mode passed over in a flood; `store` is the store's own account."""
 
     lookups: int
     hits: dict[str, int]
     shadow_hits: int
+    not_compared: int
     misses: int
     bypasses: dict[str, int]
     stores: int
@@ -147,6 +151,7 @@ class ResponseCache:
         self._index = SemanticIndex(max_indexed or max(16, self.size // _INDEX_ROOM))
         self.embedder = embedder
         self._book = ShadowBook()
+        self._allowance = Allowance(clock)
         self._counts: Counter[str] = Counter()
         self._store: Store = open_store(store, self.size, clock) if isinstance(store, str) else store
         self._store.on_forget = self._forget
@@ -182,37 +187,67 @@ class ResponseCache:
     def find(self, request: Request, modes: Mapping[Tier, Mode] | None = None) -> Found:
         """Search the tiers that are open to the request, the surest first. `modes` overrides the cache's for one
         route."""
-        return self.find_sure(request, modes) or self.find_semantic(request, modes)
+        found = self.find_sure(request, modes)
+        if found is None:
+            return self.find_semantic(request, modes)
+        if found.compare and found.shadow is None:
+            return attrs.evolve(found, shadow=self._would_be(request))
+        return found
 
     def find_sure(self, request: Request, modes: Mapping[Tier, Mode] | None = None) -> Found | None:
-        """The first half of `find`, which needs no embedder: None if only the semantic tier can tell."""
-        self._counts["lookups"] += 1
+        """The first half of `find`, which needs no embedder: None if the semantic tier may answer."""
+        counts = self._counts
+        counts["lookups"] += 1
         if not request.eligibility.read:
-            self._counts[f"bypass {request.eligibility.reason}"] += 1
+            counts[f"bypass {request.eligibility.reason}"] += 1
             return Found(reason=request.eligibility.reason)
         shadow: Hit | None = None
+        compare = False
         for tier in request.eligibility.tiers:
             mode = (modes or self.modes).get(tier, "off")
-            if tier == "semantic" and mode != "off":
-                return None
-            hit = None if mode == "off" else self._search(tier, request)
+            if mode == "off":
+                continue
+            if tier == "semantic":
+                if mode == "on":
+                    return None
+                compare = True
+                continue
+            hit = self._search(tier, request)
             if hit is not None and mode == "on":
-                self._counts[f"hit {tier}"] += 1
+                counts[f"hit {tier}"] += 1
                 return Found(hit=hit)
             shadow = shadow or hit
-        return self._not_found(shadow)
+        counts["shadow" if shadow else "misses"] += 1
+        return Found(shadow=shadow, compare=compare and shadow is None)
 
     def find_semantic(self, request: Request, modes: Mapping[Tier, Mode] | None = None) -> Found:
-        """The second half: the semantic tier, where it is open."""
+        """The second half: the semantic tier, where it may answer."""
         hit = self._search("semantic", request)
-        if hit is None or (modes or self.modes)["semantic"] != "on":
-            return self._not_found(hit)
-        self._counts["hit semantic"] += 1
-        return Found(hit=hit)
+        answers = hit is not None and (modes or self.modes)["semantic"] == "on"
+        self._counts["hit semantic" if answers else "shadow" if hit else "misses"] += 1
+        return Found(hit=hit) if answers else Found(shadow=hit)
 
-    def _not_found(self, shadow: Hit | None) -> Found:
-        self._counts["shadow" if shadow else "misses"] += 1
-        return Found(shadow=shadow)
+    def _would_be(self, request: Request) -> Hit | None:
+        """What the semantic tier would say to a request that was counted as a miss."""
+        hit = self._search("semantic", request)
+        if hit is not None:
+            self._counts["misses"] -= 1
+            self._counts["shadow"] += 1
+        return hit
+
+    def compare(self, request: Request, answer: Any, *, route: str = "", seconds: float = 0.0) -> Hit | None:
+        """Shadow mode, when the model has answered: what the semantic tier would have said, entered into the report.
+
+        It may take a twentieth of a core; what comes beyond that is not compared, and not indexed either."""
+        if not self._allowance.left():
+            request.compared = False
+            self._counts["not compared"] += 1
+            return None
+        began = perf_counter()
+        would = self._would_be(request)
+        self.record_shadow(request, would, answer, route=route, seconds=seconds)
+        self._allowance.spend(perf_counter() - began)
+        return would
 
     def keep(self, request: Request, answer: Any, *, tags: tuple[str, ...] = ()) -> Receipt:
         """Keep an answer. Nothing is kept that is incomplete, an error, or barred by the request."""
@@ -233,7 +268,8 @@ class ResponseCache:
             self._counts["refused oversized"] += 1
             return Receipt(stored=False, reason="oversized")
         self._counts["stores"] += 1
-        self._enter(entry, request.question)
+        if entry.scope and request.compared and request.question is not None:
+            self._enter(entry, request.question, self._vector(request))
         return Receipt(stored=True, ticket=ticket, store=self._store)
 
     def record_shadow(
@@ -285,6 +321,7 @@ class ResponseCache:
         counts = dict(self._counts)
         return CacheStats(
             lookups=counts.get("lookups", 0), hits=_by_word(counts, "hit "), shadow_hits=counts.get("shadow", 0),
+            not_compared=counts.get("not compared", 0),
             misses=counts.get("misses", 0), bypasses=_by_word(counts, "bypass "), stores=counts.get("stores", 0),
             refused=_by_word(counts, "refused "), indexed=len(self._index), store=attrs.asdict(self._store.stats()),
         )  # fmt: skip
@@ -325,13 +362,15 @@ class ResponseCache:
                 if entry is not None and entry.alias_check == request.alias_check
                 else None
             )
-        if request.question is None:
+        question = request.question
+        if question is None:
             return None
         with self._lock:
-            match = self._index.search(request.scope, request.question)
-        if match is None and (vector := self._vector(request.question)) is not None:
+            match = self._index.search(request.scope, question)
+            more = match is None and self.embedder is not None and self._index.gains_by_vector(request.scope, question)
+        if more and (vector := self._vector(request)) is not None:
             with self._lock:
-                match = self._index.search(request.scope, request.question, vector)
+                match = self._index.search(request.scope, question, vector)
         return None if match is None else self._semantic_hit(match, request)
 
     def _semantic_hit(self, match: Match, request: Request) -> Hit | None:
@@ -374,16 +413,23 @@ class ResponseCache:
             prompt=request.prompt or "" if semantic else "",
         )  # fmt: skip
 
-    def _enter(self, entry: Entry, question: Question | None) -> None:
-        if entry.scope and question is not None and self.modes["semantic"] != "off":
-            vector = self._vector(question)
-            with self._lock:
-                self._index.add(entry.key, entry.scope, entry.prompt, question, vector)
+    def _enter(self, entry: Entry, question: Question, vector: Sequence[float] | None) -> None:
+        began = perf_counter()
+        with self._lock:
+            self._index.add(entry.key, entry.scope, entry.prompt, question, vector)
+        self._allowance.spend(perf_counter() - began)
 
-    def _vector(self, question: Question) -> Sequence[float] | None:
+    def _vector(self, request: Request) -> Sequence[float] | None:
+        """The embedder's vector of a request, asked for once."""
+        if self.embedder is not None and request.question is not None and request.vector is None:
+            request.vector = self._embed(request.question) or ()
+        return request.vector or None
+
+    def _embed(self, question: Question) -> Sequence[float] | None:
         """The embedder's vector, or None: an embedder that fails costs no more than what it would have found."""
         if self.embedder is None:
             return None
+        began = perf_counter()
         try:
             return self.embedder(question.canonical.clauses)
         except Exception as error:  # an embedder may be anybody's
@@ -391,6 +437,8 @@ class ResponseCache:
             self._counts["embedder failures"] += 1
             _log.log(level, "the embedder failed (%r): trigrams retrieve instead", error)
             return None
+        finally:
+            self._allowance.spend(perf_counter() - began)
 
     def _forget(self, key: bytes) -> None:
         with self._lock:
@@ -401,7 +449,9 @@ class ResponseCache:
         for entry in self._store.entries():
             if self._closing:
                 return
-            self._enter(entry, read_prompt(entry.prompt) if entry.scope else None)
+            question = read_prompt(entry.prompt) if entry.scope else None
+            if question is not None:
+                self._enter(entry, question, self._embed(question))
 
     def _explain_tier(self, tier: Tier, mode: Mode, request: Request) -> TierVerdict:
         if mode == "off" or tier not in request.eligibility.tiers or not request.eligibility.read:
@@ -413,7 +463,7 @@ class ResponseCache:
             return TierVerdict(tier=tier, outcome=outcome, prompt=hit.prompt, similarity=hit.similarity)
         if tier != "semantic" or request.question is None:
             return TierVerdict(tier=tier, outcome="miss")
-        vector = self._vector(request.question)
+        vector = self._vector(request)
         with self._lock:
             near = self._index.nearest(request.scope, request.question, vector)
         refused = tuple((m.prompt, m.similarity, str(m.refusal)) for m in near)

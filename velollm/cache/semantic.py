@@ -52,7 +52,7 @@ class _Partition:
         self.alike: dict[tuple[str, ...], list[int]] = {}
         self.plain = TrigramIndex()
         self.odd = TrigramIndex()
-        self.vectors = VectorIndex()
+        self.vectors: VectorIndex | None = None
 
     def __len__(self) -> int:
         return len(self.plain) + len(self.odd)
@@ -60,13 +60,15 @@ class _Partition:
     def add(self, slot: int, question: Question, vector: Sequence[float] | None) -> None:
         (self.odd if question.odd else self.plain).add(slot, trigrams(question.form.body))
         if vector is not None:
+            self.vectors = self.vectors or VectorIndex()
             self.vectors.add(slot, vector)
         for look in _looks(question):
             self.alike.setdefault(look, []).append(slot)
 
     def discard(self, slot: int, question: Question) -> None:
         (self.odd if question.odd else self.plain).discard(slot)
-        self.vectors.discard(slot)
+        if self.vectors is not None:
+            self.vectors.discard(slot)
         for look in _looks(question):
             twins = self.alike[look]
             twins.remove(slot)
@@ -81,7 +83,7 @@ class _Partition:
         for index in (self.plain, self.odd):
             if len(index) and (every or question.odd or index is self.odd):
                 found += [slot for slot, _ in index.search(features(), _NEAREST)]
-        if vector is not None:
+        if vector is not None and self.vectors is not None:
             found += [slot for slot, _ in self.vectors.search(vector, _NEAREST)]
         return list(dict.fromkeys(found))
 
@@ -113,7 +115,10 @@ class SemanticIndex:
         embedder's, where there is one."""
         self.discard(key)
         where = _partition_of(scope, question)
-        partition = self._partitions.setdefault(where, {}).setdefault(question.figures, _Partition())
+        partitions = self._partitions.setdefault(where, {})
+        partition = partitions.get(question.figures)
+        if partition is None:
+            partition = partitions[question.figures] = _Partition()
         slot, self._next = self._next, self._next + 1
         partition.add(slot, question, vector)
         self._members[slot] = where, _Member(key=key, prompt=prompt, question=question)

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
 
 from velollm.cache.lexicon import COMMON
 
-__all__ = ["RouteReport", "ShadowBook", "agreement", "answer_text", "answer_tokens"]
+__all__ = ["Allowance", "RouteReport", "ShadowBook", "agreement", "answer_text", "answer_tokens"]
 
 _ROUTES = 256
 _EXAMPLES = 20
@@ -55,6 +55,27 @@ class _Route:
     tokens: int = 0
     seconds: float = 0.0
     disagreements: deque[tuple[str, str, float]] = attrs.field(factory=lambda: deque(maxlen=_EXAMPLES))
+
+
+class Allowance:
+    """Time that shadow mode may take: a share of one core in the long run, and some of it at once.
+
+    A model that takes its time leaves far more than is needed; a flood of requests is compared in part."""
+
+    def __init__(self, clock: Callable[[], float], *, share: float = 0.05, burst: float = 2.0) -> None:
+        self._clock, self._share, self._burst = clock, share, burst
+        self._level, self._at = burst, clock()
+
+    def left(self) -> bool:
+        """Whether there is anything left to spend."""
+        now = self._clock()
+        self._level = min(self._burst, self._level + self._share * max(0.0, now - self._at))
+        self._at = now
+        return self._level > 0
+
+    def spend(self, seconds: float) -> None:
+        """It took so long."""
+        self._level -= seconds
 
 
 class ShadowBook:

@@ -13,8 +13,9 @@ __all__ = ["CacheCounts"]
 
 
 class CacheCounts(Collector):
-    """`velollm_cache_requests_total{tier,outcome}`: `hit` and `shadow` by tier, `shared` for requests that read along
-    with another one, and `miss`, `bypass` and `error` under the tier `none`."""
+    """`velollm_cache_requests_total{tier,outcome}`: `hit` by tier, `shared` for requests that read along with another
+    one, `miss`, `bypass` and `error` under the tier `none`; `shadow` by tier (for the semantic one, beside the `miss`).
+    """
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._counts: Counter[tuple[str, str]] = Counter()

@@ -358,7 +358,7 @@ class Failing(ResponseCache):
         raise RuntimeError("a bug")
 
 
-@pytest.mark.parametrize("where", ["prepare", "find_sure", "find_semantic", "keep", "record_shadow"])
+@pytest.mark.parametrize("where", ["prepare", "find_sure", "compare", "keep", "record_shadow"])
 async def test_a_cache_that_fails_steps_aside(where: str, caplog: pytest.LogCaptureFixture) -> None:
     on = Counting(cache=Failing(where))
     for _ in range(3):

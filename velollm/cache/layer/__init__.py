@@ -26,7 +26,7 @@ from velollm.cache.layer.embedding import BackendEmbedder
 from velollm.cache.layer.flight import Flight
 from velollm.cache.layer.models import Models
 from velollm.cache.request import Request
-from velollm.cache.response_cache import Found, Hit, Mode, ResponseCache
+from velollm.cache.response_cache import Found, Mode, ResponseCache
 from velollm.messages import ChatAnswer, ChatEvent, ChatRequest, Collector, RequestContext
 
 __all__ = ["HEADER", "CacheLayer", "cache_of", "key_tag"]
@@ -79,7 +79,7 @@ class CacheLayer(Layer):
         self._by_credentials = by_credentials
         self._models = Models(inner.models, clock) if models else None
         self._owns = owns
-        self._count = observer or _nobody
+        self.count = observer or _nobody
         self._clock = clock
         self._flights: dict[tuple[object, ...], tuple[Flight, RequestContext]] = {}
         self._logged = False
@@ -122,18 +122,18 @@ class CacheLayer(Layer):
             return (), self.inner.chat(request), None
         headers = request.context.headers
         if found.hit is not None:
-            self._count(found.hit.tier, "hit")
+            self.count(found.hit.tier, "hit")
             headers[HEADER] = found.hit.header
             headers["age"] = str(int(found.hit.age))
             return events, None, None
         headers[HEADER] = found.header
         if asked.eligibility.bypass:
-            self._count("none", "bypass")
+            self.count("none", "bypass")
             return (), self.inner.chat(request), None
         if key is not None and key in self._flights:
             return (), self._join(key, request), None
-        self._count("semantic" if found.shadow else "none", "shadow" if found.shadow else "miss")
-        landing = _Landing(self, asked, found.shadow, request.model, request.context)
+        self.count("semantic" if found.shadow else "none", "shadow" if found.shadow else "miss")
+        landing = _Landing(self, asked, found, request.model, request.context)
         if key is None:  # nobody may join: there is no need of a flight
             return (), self.inner.chat(request), landing
         return (), self._fly(key, landing, request), None
@@ -187,7 +187,7 @@ class CacheLayer(Layer):
 
     def _join(self, key: tuple[object, ...], request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         flight, leader = self._flights[key]
-        self._count("exact", "shared")
+        self.count("exact", "shared")
         return _read_along(flight, leader, request.context)
 
     def _fly(self, key: tuple[object, ...], landing: _Landing, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
@@ -210,7 +210,7 @@ class CacheLayer(Layer):
 
     def failed(self, doing: str, error: Exception) -> None:
         """Step aside: count it, and say it once."""
-        self._count("none", "error")
+        self.count("none", "error")
         level = logging.DEBUG if self._logged else logging.ERROR
         self._logged = True
         logger.log(level, "the cache could not be %s and stepped aside: %r", doing, error, exc_info=error)
@@ -227,12 +227,10 @@ _Plan: TypeAlias = "tuple[Iterable[ChatEvent], AsyncGenerator[ChatEvent, None] |
 class _Landing:
     """What becomes of one upstream answer: it is kept if it ended well, and compared with what would have been said."""
 
-    def __init__(
-        self, layer: CacheLayer, asked: Request, shadow: Hit | None, route: str, context: RequestContext
-    ) -> None:
+    def __init__(self, layer: CacheLayer, asked: Request, found: Found, route: str, context: RequestContext) -> None:
         self._layer = layer
         self._asked = asked
-        self._shadow = shadow
+        self._found = found
         self._route = route
         self._context = context
         self._began = layer.now()
@@ -264,8 +262,11 @@ class _Landing:
 
     def _keep(self, answer: ChatAnswer, seconds: float) -> None:
         cache, asked, kept = self._layer.cache, self._asked, keep_answer(answer)
-        if asked.eligibility.read and "semantic" in asked.eligibility.tiers:
-            cache.record_shadow(asked, self._shadow, kept, route=self._route, seconds=seconds)
+        if self._found.compare:
+            if cache.compare(asked, kept, route=self._route, seconds=seconds) is not None:
+                self._layer.count("semantic", "shadow")
+        elif asked.eligibility.read and "semantic" in asked.eligibility.tiers:
+            cache.record_shadow(asked, self._found.shadow, kept, route=self._route, seconds=seconds)
         owner = self._context.tenant
         cache.keep(asked, kept, tags=(key_tag(owner),) if owner else ())
 
