@@ -47,8 +47,10 @@ def chat_body(request: ChatRequest) -> dict[str, Any]:
 
 def _message(message: Message) -> dict[str, Any]:
     content = message.content
-    plain = content is None or isinstance(content, str)
-    out = {"role": message.role, "content": content if plain else [_part(part) for part in content or ()]}
+    out: dict[str, Any] = {
+        "role": message.role,
+        "content": content if content is None or isinstance(content, str) else [_part(part) for part in content],
+    }
     if message.tool_calls:
         out["tool_calls"] = [_call(call) for call in message.tool_calls]
     for name in ("tool_call_id", "name", "reasoning"):
