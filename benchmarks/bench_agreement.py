@@ -60,7 +60,7 @@ def main() -> None:
     asked = parser.parse_args()
     rows, worst = [], 0.0
     for name, case in CASES.items():
-        with nullcontext() if asked.url else engine("--slots", "16", "--cache", "0") as port:
+        with nullcontext() if asked.url else engine("--slots", "16", "--cache", "0", "--prefill", "4") as port:
             url = asked.url or f"http://127.0.0.1:{port}"
             ours, theirs = [], []
             for turn in range(asked.rounds):

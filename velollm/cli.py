@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "benchmark": ("velollm.commands.bench", "the same as bench"),
     "tune": ("velollm.commands.tune", "configure an engine for this machine"),
     "optimize": ("velollm.commands.tune", "the same as tune"),
+    "profile": ("velollm.commands.profile", "say where a request's time goes"),
     "profiles": ("velollm.commands.profiles", "share tuned settings"),
     "doctor": ("velollm.commands.doctor", "say what is wrong, and what mends it"),
     "kernels": ("velollm.commands.kernels", "list, compile and check the CUDA kernels"),

@@ -16,7 +16,7 @@ from velollm.bench.comparison import compare, read_runs, render
 from velollm.bench.lag import Lag
 from velollm.bench.record import Record
 from velollm.bench.reports import block, page, save
-from velollm.bench.reports.files import as_csv, as_markdown, check_place
+from velollm.bench.reports.files import as_csv, as_markdown, check_place, check_writable
 from velollm.bench.reports.svg import nice
 from velollm.bench.result import Result, Step, client_facts, settings_of, warnings_of
 from velollm.bench.schedule import Schedule
@@ -157,7 +157,7 @@ def test_places_where_nothing_can_be_saved(tmp_path: Path) -> None:
     for wrong, words in ((tmp_path / "x.txt", "the suffix"), (tmp_path / "none" / "x.json", "there is no folder")):
         with pytest.raises(ConfigError, match=words):
             check_place(wrong)
-    check_place(tmp_path / "x.html")
+    check_writable("--html", tmp_path / "x.html")
 
 
 def test_the_page_is_whole_and_says_nothing_of_what_was_said() -> None:

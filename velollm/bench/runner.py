@@ -41,11 +41,15 @@ class Progress:
 
 @attrs.frozen(kw_only=True)
 class Run:
-    """The records of a run, in the order of the questions, their times counted from its beginning."""
+    """The records of a run, in the order of the questions, their times counted from its beginning.
+
+    That was at `begun`, a reading of `perf_counter`.
+    """
 
     records: Sequence[Record]
     seconds: float
     lag: Lag
+    begun: float = 0.0
 
 
 async def run(
@@ -62,7 +66,7 @@ async def run(
         seconds = await job.run()
     for record in job.records:
         record.sent -= job.begun
-    return Run(records=job.records, seconds=seconds, lag=probe.lag)
+    return Run(records=job.records, seconds=seconds, lag=probe.lag, begun=job.begun)
 
 
 class _Job:

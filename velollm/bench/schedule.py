@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import accumulate
 from random import Random
 
 import attrs
@@ -41,13 +42,11 @@ class Schedule:
 def due_times(schedule: Schedule, count: int, random: Random) -> list[float]:
     """Seconds from the beginning at which each of `count` requests is due, ascending.
 
-    The last one is due at `(count - 1) / rate` exactly: gaps are scaled, so that the rate that was asked for is kept.
+    The last one is due at `count / rate` exactly: gaps are scaled, as vLLM does, so that the rate that was asked for is
+    kept.
     """
-    if not schedule.is_open or count < 2:
+    if not schedule.is_open:
         return [0.0] * count
-    gaps = [random.gammavariate(schedule.burstiness, 1.0) for _ in range(count - 1)]
-    scale = (count - 1) / schedule.rate / (math.fsum(gaps) or 1.0)
-    times = [0.0]
-    for gap in gaps:
-        times.append(times[-1] + gap * scale)
-    return times
+    gaps = [random.gammavariate(schedule.burstiness, 1.0) for _ in range(count)]
+    scale = count / schedule.rate / (math.fsum(gaps) or 1.0)
+    return [time * scale for time in accumulate(gaps)]

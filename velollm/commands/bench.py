@@ -18,13 +18,13 @@ from velollm.bench.comparison import compare, read_runs, render
 from velollm.bench.dataset import read_questions
 from velollm.bench.question import Question
 from velollm.bench.reports import block, page, save
-from velollm.bench.reports.files import check_place, write
+from velollm.bench.reports.files import check_place, check_writable, write
 from velollm.bench.runner import Progress
 from velollm.bench.running import Plan, benchmark_async, run_quickly
 from velollm.bench.workload import PROFILES
 from velollm.errors import ConfigError, VeloError
 
-__all__ = ["ProgressLine", "configure", "run"]
+__all__ = ["ProgressLine", "api_key", "configure", "run"]
 
 EXAMPLES = """\
 examples:
@@ -116,8 +116,10 @@ def run(args: argparse.Namespace) -> int:
         if args.compare:
             return _compare(args)
         plan = _plan(args)
-        for path in [*args.save, *([args.html] if args.html else [])]:
+        for path in args.save:
             check_place(path)
+        if args.html:
+            check_writable("--html", args.html)
         with ProgressLine(quiet=args.quiet) as line:
             result = run_quickly(benchmark_async(args.backend, plan, progress=line))
     except VeloError as error:
@@ -161,7 +163,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         temperature=args.temperature,
         extra_body=_object("--extra-body", args.extra_body),
         headers=_pairs("--header", args.header),
-        api_key=_key(args.api_key_env),
+        api_key=api_key(args.api_key_env),
         timeout=args.timeout,
         label=args.label,
         metadata=_pairs("--metadata", args.metadata),
@@ -227,7 +229,8 @@ def _object(flag: str, text: str) -> Mapping[str, Any]:
     return value
 
 
-def _key(name: str | None) -> str:
+def api_key(name: str | None) -> str:
+    """The key in the variable `name`. Raises `ConfigError` when there is none."""
     if name is None:
         return ""
     key = os.environ.get(name, "")

@@ -14,7 +14,7 @@ from velollm.bench.reports.block import METRICS, sweep_table
 from velollm.bench.result import Result
 from velollm.errors import ConfigError
 
-__all__ = ["FORMATS", "as_csv", "as_markdown", "check_place", "save", "write"]
+__all__ = ["FORMATS", "as_csv", "as_markdown", "check_place", "check_writable", "save", "write"]
 
 FORMATS = {".json": "json", ".jsonl": "jsonl", ".csv": "csv", ".md": "markdown", ".markdown": "markdown"}
 FIGURES = (
@@ -30,13 +30,18 @@ COLUMNS = ("number", "group", "start_s", "queued_s", "ttft_ms", "tpot_ms", "e2el
 
 
 def check_place(path: Path) -> None:
-    """Raises `ConfigError` when nothing can be saved there, before a long run is made for nothing."""
-    if path.suffix.lower() not in FORMATS and path.suffix.lower() != ".html":
+    """Raises `ConfigError` when a result cannot be saved there, before a long run is made for nothing."""
+    if path.suffix.lower() not in FORMATS:
         raise ConfigError(f"--save {path}: the suffix says the form: {', '.join(FORMATS)}")
+    check_writable("--save", path)
+
+
+def check_writable(flag: str, path: Path) -> None:
+    """Raises `ConfigError` when the file that `flag` names cannot be written."""
     if not path.parent.is_dir():
-        raise ConfigError(f"--save {path}: there is no folder {path.parent}")
+        raise ConfigError(f"{flag} {path}: there is no folder {path.parent}")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ConfigError(f"--save {path}: it may not be written")
+        raise ConfigError(f"{flag} {path}: it may not be written")
 
 
 def save(result: Result, path: Path) -> None:
