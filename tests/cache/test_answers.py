@@ -31,6 +31,13 @@ def collected(events: list[ChatEvent]) -> ChatAnswer:
     return collector.answer()
 
 
+def test_a_very_long_answer_is_cut_into_few_pieces() -> None:
+    said = ChatAnswer(choices=[Choice(text="x" * 3_000_000 + " y" * 100_000, finish_reason="stop")])
+    events = replay_answer(keep_answer(said), in_pieces=True)
+    assert len(events) < 100
+    assert "".join(event.text for event in events) == said.choices[0].text
+
+
 @given(st.lists(CHOICES, min_size=1, max_size=3), st.none() | USAGE, st.text(max_size=9), st.booleans())
 def test_an_answer_comes_back(choices: list[Choice], usage: Usage | None, model: str, in_pieces: bool) -> None:
     for number, choice in enumerate(choices):

@@ -22,12 +22,13 @@ MODEL = "smollm2"
 
 @attrs.define(kw_only=True)
 class Served:
-    """A running `velollm serve`: its address, the model it serves, and the kind of engine behind it."""
+    """A running `velollm serve`: its address and process, the model it serves, and the kind of engine behind it."""
 
     url: str
     model: str
     engine: str
     log: Path
+    pid: int = 0
 
 
 def free_port() -> int:
@@ -50,14 +51,16 @@ def wait_for(url: str, process: subprocess.Popen[bytes], log: Path, *, seconds: 
 
 
 @contextlib.contextmanager
-def running(command: list[str], url: str, log: Path, env: dict[str, str] | None = None) -> Iterator[None]:
+def running(
+    command: list[str], url: str, log: Path, env: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     with (
         log.open("wb") as out,
         subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **(env or {})}) as process,
     ):
         try:
             wait_for(url, process, log)
-            yield
+            yield process
         finally:
             process.terminate()
             try:
@@ -74,8 +77,9 @@ def velollm(*arguments: str) -> list[str]:
 def serving(folder: Path, engine: str, model: str, *arguments: str) -> Iterator[Served]:
     port = free_port()
     log = folder / f"serve-{engine}-{port}.log"
-    with running(velollm("serve", "--port", str(port), *arguments), f"http://127.0.0.1:{port}/ready", log):
-        yield Served(url=f"http://127.0.0.1:{port}", model=model, engine=engine, log=log)
+    command = velollm("serve", "--port", str(port), *arguments)
+    with running(command, f"http://127.0.0.1:{port}/ready", log) as process:
+        yield Served(url=f"http://127.0.0.1:{port}", model=model, engine=engine, log=log, pid=process.pid)
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ __all__ = ["BadAnswer", "keep_answer", "replay_answer"]
 JSON: TypeAlias = dict[str, Any]
 
 _FINISH: Final = frozenset({"stop", "tool_calls"})
+_LONG: Final = 1 << 16
 _PIECE: Final = re.compile(r".{1,400}(?:\s|\Z)|.{1,400}", re.DOTALL)
 
 
@@ -101,7 +102,11 @@ def _pieces(text: object, in_pieces: bool) -> list[str]:
     whole = _text(text)
     if not whole:
         return []
-    return _PIECE.findall(whole) if in_pieces else [whole]
+    if not in_pieces:
+        return [whole]
+    if len(whole) > _LONG:  # nobody reads along: what counts is that it is done soon
+        return [whole[start : start + _LONG] for start in range(0, len(whole), _LONG)]
+    return _PIECE.findall(whole)
 
 
 def _call(number: int, call: Mapping[str, Any]) -> ToolCallDelta:

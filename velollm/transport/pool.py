@@ -20,7 +20,7 @@ __all__ = ["Origin", "PooledBody", "PooledTransport", "origin_of"]
 
 Origin: TypeAlias = tuple[str, str, int]
 
-MAX_IDLE = 64  # kept connections to one server
+MAX_IDLE = 32  # kept connections to one server
 MAX_IDLE_SECONDS = 30.0
 # After the reader has all it wants, the rest of a body may still come: so much of it is awaited to keep the connection.
 LINGER_SECONDS = 0.5

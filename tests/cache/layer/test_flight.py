@@ -184,3 +184,23 @@ async def test_cancelled_at_every_step_nothing_is_left(log: Log) -> None:
         assert upstream.closed or upstream.said == 0
         assert flight._pump is None or flight._pump.done()
         assert flight._places == {}
+
+
+async def test_it_runs_ahead_of_a_slow_reader_by_so_many_bytes(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "AHEAD_BYTES", 3000)
+    upstream = Upstream(40)
+
+    async def large() -> AsyncGenerator[ChatEvent, None]:
+        async with aclosing(upstream.events()) as events:
+            async for event in events:
+                yield ChatEvent(text=event.text * 500)
+
+    flight = Flight(large(), on_event=log.see, on_end=log.end, on_close=log.close)
+    count = 0
+    async with aclosing(flight.read()) as events:
+        async for _ in events:
+            count += 1
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert upstream.said - count <= 6
+    assert count == 40

@@ -3,8 +3,8 @@
     upstream ──▶ pump (a task of its own) ──▶ events kept ──▶ reader, reader, reader
 
 The pump belongs to nobody: when the request that began it leaves, the others still get theirs. It is cancelled when the
-last reader has left. It runs ahead of the fastest reader by a bounded number of events, so that a client which does not
-read holds the engine back as it would without us.
+last reader has left. It runs ahead of the fastest reader by a bounded number of events and bytes, so that a client
+which does not read holds the engine back as it would without us.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from velollm.messages import ChatEvent
 __all__ = ["Flight"]
 
 AHEAD = 64
+AHEAD_BYTES = 1 << 20  # texts that came at once are one event: it may be large
 # Bytes of events that are kept for requests that join late. Past them nobody joins any more.
 KEPT = 8 << 20
 _EVENT_COST = 200
@@ -110,7 +111,7 @@ class Flight:
 
     def _add(self, event: ChatEvent) -> None:
         self._events.append(event)
-        self._bytes += _EVENT_COST + len(event.text) + len(event.reasoning) + len(event.raw or b"")
+        self._bytes += _size(event)
         if self._bytes > KEPT:
             self._close()
         if not self._open and len(self._events) >= _TRIM_EVERY:
@@ -123,7 +124,10 @@ class Flight:
             self._news = None
 
     def _is_far_ahead(self) -> bool:
-        return self._first + len(self._events) - self._fastest >= AHEAD
+        ahead = self._first + len(self._events) - self._fastest
+        if not 0 < ahead < AHEAD:
+            return ahead >= AHEAD
+        return sum(_size(event) for event in self._events[-ahead:]) > AHEAD_BYTES
 
     def _trim(self) -> None:
         """Let go of what all readers have had."""
@@ -135,3 +139,7 @@ class Flight:
         if self._open:
             self._open = False
             self._on_close()
+
+
+def _size(event: ChatEvent) -> int:
+    return _EVENT_COST + len(event.text) + len(event.reasoning) + len(event.raw or b"")
