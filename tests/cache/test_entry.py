@@ -52,17 +52,17 @@ def test_foreign_bytes_are_no_entry(foreign: bytes) -> None:
         decode(foreign)
 
 
-@pytest.mark.parametrize("header", [[], {}, ["zz"] * 11, [None] * 11, [b"".hex()] * 10, "text", 5])
+@pytest.mark.parametrize("header", [[], {}, ["zz"] * 12, [None] * 12, [b"".hex()] * 11, "text", 5])
 def test_a_right_checksum_over_a_wrong_header_is_no_entry(header: object) -> None:
     head = orjson.dumps(header)
     body = len(head).to_bytes(4, "big") + head + b"{}"
     with pytest.raises(Damaged):
-        decode(b"VLC1" + zlib.crc32(body).to_bytes(4, "big") + body)
+        decode(b"VLC2" + zlib.crc32(body).to_bytes(4, "big") + body)
 
 
 def test_a_newer_version_is_not_read() -> None:
     with pytest.raises(Damaged):
-        decode(b"VLC2" + encode(entry(1))[4:])
+        decode(b"VLC9" + encode(entry(1))[4:])
 
 
 def test_size_covers_answer_and_prompt() -> None:

@@ -161,6 +161,31 @@ def test_shadow_mode_compares_when_the_answer_is_there() -> None:
         assert (cache.stats().misses, cache.stats().shadow_hits) == (1, 1)
 
 
+def test_what_shadow_mode_found_out_outlives_the_process(tmp_path: Path) -> None:
+    store = f"sqlite:{tmp_path / 'answers.db'}"
+    with ResponseCache(store=store) as cache:
+        cache.store("t", ask(EGG), answer("Boil it for 8 minutes."))
+        assert cache.compare(cache.prepare("t", ask(EGGS)), answer("Ask your mother."), route="chat") is not None
+    with ResponseCache(store=store) as cache:
+        assert cache.flush(5)
+        (report,) = cache.report()
+        assert (report.route, report.compared, report.agreed) == ("chat", 1, 0)
+        assert report.disagreements[0][:2] == (EGGS, EGG)
+        assert cache.lookup("t", ask(EGG)) is not None
+        assert cache.find(cache.prepare("t", ask(EGGS))).shadow is None  # it is still not trusted
+        cache.store("t", ask(EGG), answer("Boil it for 9 minutes."))  # nor is another answer to it
+    with ResponseCache(store=store, semantic="on") as cache:
+        assert cache.flush(5)
+        assert cache.lookup("t", ask(EGGS)) is None
+
+
+def test_a_route_may_have_any_name() -> None:
+    with ResponseCache() as cache:
+        for route in ("", "\ud800", "x" * 10**6, "\x00"):
+            cache.record_shadow(cache.prepare("t", ask(EGG)), None, answer(), route=route)
+        assert len(cache.report()) == 4
+
+
 def test_a_flood_is_compared_in_part() -> None:
     clock = Clock()
     with ResponseCache(clock=clock) as cache:

@@ -1,11 +1,12 @@
-"""Shadow mode's books: which answers agree, and what follows from it."""
+"""Shadow mode: which answers agree, what follows from it, and how much time it takes."""
 
 from __future__ import annotations
 
 import pytest
-from support.cache import Clock, answer
+from support.cache import Clock
 
-from velollm.cache.shadow import Allowance, ShadowBook, agreement
+from velollm.cache.evidence import Evidence
+from velollm.cache.shadow import Allowance, agreement, report
 
 
 @pytest.mark.parametrize(
@@ -36,35 +37,22 @@ def test_answers_that_do_not(one: str, other: str) -> None:
     assert agreement(one, other) < 0.5
 
 
-def book(agree: int, disagree: int) -> ShadowBook:
-    made = ShadowBook()
-    for number in range(agree + disagree):
-        said = answer("Paris" if number < agree else "London")
-        made.compare("chat", "capital of France?", "France's capital?", answer("Paris"), said, 2.0)
-    return made
-
-
 @pytest.mark.parametrize(
     ("agree", "disagree", "recommended"),
     [(10, 0, "shadow"), (60, 0, "on"), (60, 1, "on"), (60, 9, "off"), (0, 60, "off")],
 )
 def test_the_recommendation(agree: int, disagree: int, recommended: str) -> None:
-    (report,) = book(agree, disagree).report()
-    assert (report.compared, report.agreed, report.recommended) == (agree + disagree, agree, recommended)
-    assert report.tokens_saved == 7 * agree
-    assert report.seconds_saved == 2.0 * agree
-    assert len(report.disagreements) == min(disagree, 20)
+    found = Evidence(asked=100, compared=agree + disagree, agreed=agree, tokens=7, seconds=2.00049, first=1.0, last=2.0)
+    (said,) = report({"chat": found})
+    assert (said.route, said.compared, said.agreed, said.recommended) == ("chat", agree + disagree, agree, recommended)
+    assert (said.tokens_saved, said.seconds_saved, said.first, said.last) == (7, 2.0, 1.0, 2.0)
+    assert said.misses == 100 - agree - disagree
 
 
-def test_routes_are_bounded_and_the_busiest_comes_first() -> None:
-    made = ShadowBook()
-    for number in range(1000):
-        made.miss(f"route-{number}")
-    made.miss("route-999")
-    reports = made.report()
-    assert len(reports) == 256
-    assert reports[0].route == "route-999"
-    assert reports[0].agreement == 0.0
+def test_the_busiest_route_comes_first() -> None:
+    said = report({"a": Evidence(asked=1), "b": Evidence(asked=3), "c": Evidence(asked=2)})
+    assert [one.route for one in said] == ["b", "c", "a"]
+    assert said[0].agreement == 0.0
 
 
 def test_an_allowance_is_a_share_of_time_and_some_of_it_at_once() -> None:

@@ -48,6 +48,46 @@ def test_a_report_needs_evidence(store: str, capsys: Capture) -> None:
     assert "nothing to report" in capsys.readouterr().out
 
 
+@pytest.fixture
+def evidence(store: str) -> str:
+    asked = ask("What is the best way to boil eggs?", model="m")
+    with ResponseCache(store=store) as cache:
+        assert cache.flush(5)
+        for said in ("8 minutes", "Ask her"):
+            assert cache.compare(cache.prepare("ann", asked), answer(said), route="m", seconds=90.0) is not None
+    return store
+
+
+def test_a_report_without_a_server(evidence: str, capsys: Capture) -> None:
+    assert main(["cache", "report", "--store", evidence]) == 0
+    shown = capsys.readouterr().out
+    assert "2 of them (100%) the semantic tier would have answered" in shown
+    assert "1 of those answers (50.0%) agree" in shown
+    assert "7 tokens and 2 minutes of the engine" in shown
+    assert "2 comparisons are too few" in shown
+    assert "'What is the best way to boil eggs?'  'How do I boil an egg?'  0%" in shown
+    assert main(["cache", "report", "--store", evidence, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["agreed"] == 1
+
+
+def test_where_no_server_is_the_store_of_the_settings_is_read(evidence: str, tmp_path: Path, capsys: Capture) -> None:
+    config = tmp_path / "velollm.toml"
+    config.write_text(f'[server]\nport = 9\n[cache]\nstore = "{evidence}"\n')
+    assert main(["--config", str(config), "cache", "report"]) == 0
+    out, err = capsys.readouterr()
+    assert "no server answers at http://127.0.0.1:9" in err
+    assert "2 of them" in out
+
+
+def test_a_purge_takes_the_words_from_the_report(evidence: str, capsys: Capture) -> None:
+    assert main(["cache", "purge", "--store", evidence, "--tenant", "ann"]) == 0
+    capsys.readouterr()
+    assert main(["cache", "report", "--store", evidence]) == 0
+    shown = capsys.readouterr().out
+    assert "2 of them" in shown
+    assert "boil" not in shown
+
+
 def test_what_is_no_store_is_left_as_it_is(tmp_path: Path, capsys: Capture) -> None:
     path = tmp_path / "diary.db"
     with closing(sqlite3.connect(path)) as db:

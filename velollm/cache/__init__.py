@@ -3,7 +3,8 @@
 from velollm.cache.eligibility import Controls, Eligibility, Tier
 from velollm.cache.explanation import Explanation, TierVerdict
 from velollm.cache.request import Request
-from velollm.cache.response_cache import CacheStats, Found, Hit, Mode, Receipt, ResponseCache
+from velollm.cache.response_cache import Mode, ResponseCache
+from velollm.cache.results import CacheStats, Found, Hit, Receipt
 from velollm.cache.shadow import RouteReport
 
 __all__ = [

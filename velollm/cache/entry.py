@@ -10,7 +10,7 @@ import orjson
 
 __all__ = ["Damaged", "Entry", "decode", "encode"]
 
-_MAGIC: Final = b"VLC1"
+_MAGIC: Final = b"VLC2"
 # What a prompt takes in the semantic index, as measured: its reading, its trigrams, its places in their lists.
 _INDEXED_COST: Final = 2048
 _INDEXED_COST_PER_LETTER: Final = 90
@@ -24,7 +24,7 @@ class Damaged(ValueError):
 @attrs.frozen(kw_only=True)
 class Entry:
     """`alias` is the canonical key and `scope` the semantic scope, both empty where the tier is closed to the request.
-    Times are seconds of the epoch."""
+    `floor` is how near a question must be for the semantic tier to answer it. Times are seconds of the epoch."""
 
     key: bytes
     check: bytes
@@ -38,6 +38,7 @@ class Entry:
     scope: bytes = b""
     prompt: str = attrs.field(default="", repr=False)
     tags: tuple[str, ...] = ()
+    floor: float = 0.0
 
     @property
     def size(self) -> int:
@@ -52,6 +53,7 @@ def encode(entry: Entry) -> bytes:
         [
             entry.key.hex(), entry.check.hex(), entry.tenant.hex(), entry.model, entry.created, entry.expires,
             entry.alias.hex(), entry.alias_check.hex(), entry.scope.hex(), entry.prompt, entry.tags,
+            entry.floor,
         ]
     )  # fmt: skip
     body = len(header).to_bytes(4, "big") + header + entry.answer
@@ -67,12 +69,13 @@ def decode(data: bytes) -> Entry:
         raise Damaged("checksum does not match")
     end = 4 + int.from_bytes(body[:4], "big")
     try:
-        key, check, tenant, model, created, expires, alias, alias_check, scope, prompt, tags = orjson.loads(body[4:end])
+        values = orjson.loads(body[4:end])
+        key, check, tenant, model, created, expires, alias, alias_check, scope, prompt, tags, floor = values
         return Entry(
             key=bytes.fromhex(key), check=bytes.fromhex(check), tenant=bytes.fromhex(tenant), model=str(model),
             created=float(created), expires=float(expires), answer=bytes(body[end:]), alias=bytes.fromhex(alias),
             alias_check=bytes.fromhex(alias_check), scope=bytes.fromhex(scope), prompt=str(prompt),
-            tags=tuple(map(str, tags)),
+            tags=tuple(map(str, tags)), floor=float(floor),
         )  # fmt: skip
     except (ValueError, TypeError) as error:
         raise Damaged(f"header does not read: {error}") from error

@@ -24,91 +24,24 @@ import orjson
 
 from velollm.cache.eligibility import NO_CONTROLS, Controls, Tier, why_not_stored
 from velollm.cache.entry import Entry
+from velollm.cache.evidence import Disagreement, Evidence
 from velollm.cache.explanation import Explanation, TierVerdict
 from velollm.cache.guards import Question
 from velollm.cache.keys import tenant_digest
 from velollm.cache.request import Request, prepare, read_prompt
+from velollm.cache.results import CacheStats, Found, Hit, Receipt
 from velollm.cache.semantic import Embedder, Match, SemanticIndex
-from velollm.cache.shadow import Allowance, RouteReport, ShadowBook
+from velollm.cache.shadow import AGREES, Allowance, RouteReport, agreement, answer_text, answer_tokens, report
 from velollm.cache.stores import Selection, Store, open_store
 from velollm.config.units import parse_size
 
-__all__ = ["CacheStats", "Found", "Hit", "Mode", "Receipt", "ResponseCache"]
+__all__ = ["Mode", "ResponseCache"]
 
 Mode = Literal["on", "shadow", "off"]
 _MODES = ("on", "shadow", "off")
 _INDEX_ROOM = 10_000  # bytes of a prompt of usual length
+_QUOTED = 200  # letters of a question in the report
 _log = logging.getLogger("velollm.cache")
-
-
-@attrs.frozen(kw_only=True)
-class Hit:
-    """A stored answer. `age` is in seconds; `similarity` is 1.0 unless the tier is semantic; `prompt` is the stored
-    one."""
-
-    answer: Any = attrs.field(repr=False)
-    tier: Tier
-    age: float
-    similarity: float
-    key: bytes
-    prompt: str = attrs.field(default="", repr=False)
-
-    @property
-    def header(self) -> str:
-        """The value of `x-velollm-cache`."""
-        return f"hit-{self.tier}"
-
-
-@attrs.frozen(kw_only=True)
-class Found:
-    """What a search found: a hit to answer with, or a would-be hit of a tier in shadow mode, or neither. `compare`: the
-    semantic tier is in shadow mode, and what it would say is looked up when the answer is there (`compare`)."""
-
-    hit: Hit | None = None
-    shadow: Hit | None = None
-    reason: str = ""
-    compare: bool = False
-
-    @property
-    def header(self) -> str:
-        """The value of `x-velollm-cache`."""
-        if self.hit is not None:
-            return self.hit.header
-        return f"bypass; reason={self.reason}" if self.reason else "miss"
-
-
-@attrs.frozen(kw_only=True)
-class Receipt:
-    """What became of an answer that was offered. `wait` blocks until it is where a crash cannot lose it."""
-
-    stored: bool
-    reason: str = ""
-    ticket: int = 0
-    _store: Store | None = attrs.field(default=None, repr=False, alias="store")
-
-    def __bool__(self) -> bool:
-        return self.stored
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """True once the entry is durable; False if it was not stored or could not be written."""
-        return self._store is not None and self.stored and self._store.wait(self.ticket, timeout)
-
-
-@attrs.frozen(kw_only=True)
-class CacheStats:
-    """Counters since the start. `hits` by tier, `bypasses` and `refused` by reason; `not_compared` are questions that
-    shadow mode passed over in a flood; `store` is the store's own account."""
-
-    lookups: int
-    hits: dict[str, int]
-    shadow_hits: int
-    not_compared: int
-    misses: int
-    bypasses: dict[str, int]
-    stores: int
-    refused: dict[str, int]
-    indexed: int
-    store: dict[str, Any]
 
 
 class ResponseCache:
@@ -150,7 +83,6 @@ class ResponseCache:
         self.size = parse_size(size)
         self._index = SemanticIndex(max_indexed or max(16, self.size // _INDEX_ROOM))
         self.embedder = embedder
-        self._book = ShadowBook()
         self._allowance = Allowance(clock)
         self._counts: Counter[str] = Counter()
         self._store: Store = open_store(store, self.size, clock) if isinstance(store, str) else store
@@ -235,7 +167,9 @@ class ResponseCache:
             self._counts["shadow"] += 1
         return hit
 
-    def compare(self, request: Request, answer: Any, *, route: str = "", seconds: float = 0.0) -> Hit | None:
+    def compare(
+        self, request: Request, answer: Any, *, route: str = "", seconds: float = 0.0, tags: tuple[str, ...] = ()
+    ) -> Hit | None:
         """Shadow mode, when the model has answered: what the semantic tier would have said, entered into the report.
 
         It may take a twentieth of a core; what comes beyond that is not compared, and not indexed either."""
@@ -245,7 +179,7 @@ class ResponseCache:
             return None
         began = perf_counter()
         would = self._would_be(request)
-        self.record_shadow(request, would, answer, route=route, seconds=seconds)
+        self.record_shadow(request, would, answer, route=route, seconds=seconds, tags=tags)
         self._allowance.spend(perf_counter() - began)
         return would
 
@@ -273,23 +207,37 @@ class ResponseCache:
         return Receipt(stored=True, ticket=ticket, store=self._store)
 
     def record_shadow(
-        self, request: Request, would: Hit | None, answer: Any, *, route: str = "", seconds: float = 0.0
+        self,
+        request: Request,
+        would: Hit | None,
+        answer: Any,
+        *,
+        route: str = "",
+        seconds: float = 0.0,
+        tags: tuple[str, ...] = (),
     ) -> bool:
         """Compare a would-be hit with the model's real answer (None: there was no would-be hit). An entry whose answer
         disagreed is from then on not used for prompts as far away. Returns whether they agree."""
-        with self._lock:
-            if would is None:
-                self._book.miss(route)
-                return False
-            agrees = self._book.compare(route, request.prompt or "", would.prompt, would.answer, answer, seconds)
-            if not agrees and would.tier == "semantic":
-                self._index.distrust(would.key, would.similarity)
-            return agrees
+        found = Evidence(asked=1, first=self._clock())
+        if would is not None:
+            score = agreement(answer_text(would.answer), answer_text(answer))
+            found.compared = 1
+            if score >= AGREES:
+                found.agreed, found.tokens, found.seconds = 1, answer_tokens(answer), max(0.0, seconds)
+            else:
+                self._distrust(would)
+                quoted = Disagreement(
+                    asked=(request.prompt or "")[:_QUOTED], stored=would.prompt[:_QUOTED], agreement=round(score, 3),
+                    tenant=request.tenant, model=request.model, tags=tags,
+                )  # fmt: skip
+                found.disagreements.append(quoted)
+        found.last = found.first
+        self._store.add_evidence(route.encode("utf-8", "replace").decode(), found)
+        return found.agreed == 1
 
     def report(self) -> list[RouteReport]:
-        """The evidence of shadow mode by route."""
-        with self._lock:
-            return self._book.report()
+        """The evidence of shadow mode by route, as far back as the store has it."""
+        return report(self._store.evidence())
 
     # -- control
 
@@ -410,13 +358,15 @@ class ResponseCache:
             alias=request.alias if aliased else b"",
             alias_check=request.alias_check if aliased else b"",
             scope=request.scope if semantic else b"",
-            prompt=request.prompt or "" if semantic else "",
+            prompt=request.prompt or "" if semantic else "", floor=self._index.floor(request.key) if semantic else 0.0,
         )  # fmt: skip
 
     def _enter(self, entry: Entry, question: Question, vector: Sequence[float] | None) -> None:
         began = perf_counter()
         with self._lock:
             self._index.add(entry.key, entry.scope, entry.prompt, question, vector)
+            if entry.floor:
+                self._index.distrust(entry.key, entry.floor)
         self._allowance.spend(perf_counter() - began)
 
     def _vector(self, request: Request) -> Sequence[float] | None:
@@ -440,6 +390,16 @@ class ResponseCache:
         finally:
             self._allowance.spend(perf_counter() - began)
 
+    def _distrust(self, would: Hit) -> None:
+        if would.tier != "semantic":
+            return
+        with self._lock:
+            self._index.distrust(would.key, would.similarity)
+        entry = self._store.get(would.key)
+        if entry is not None and entry.floor < would.similarity:
+            self._store.put(entry := attrs.evolve(entry, floor=would.similarity))
+            self._enter_again(entry)
+
     def _forget(self, key: bytes) -> None:
         with self._lock:
             self._index.discard(key)
@@ -449,9 +409,12 @@ class ResponseCache:
         for entry in self._store.entries():
             if self._closing:
                 return
-            question = read_prompt(entry.prompt) if entry.scope else None
-            if question is not None:
-                self._enter(entry, question, self._embed(question))
+            self._enter_again(entry)
+
+    def _enter_again(self, entry: Entry) -> None:
+        question = read_prompt(entry.prompt) if entry.scope else None
+        if question is not None:
+            self._enter(entry, question, self._embed(question))
 
     def _explain_tier(self, tier: Tier, mode: Mode, request: Request) -> TierVerdict:
         if mode == "off" or tier not in request.eligibility.tiers or not request.eligibility.read:

@@ -179,6 +179,10 @@ class SemanticIndex:
         while len(self._floors) > 10_000:
             self._floors.popitem(last=False)
 
+    def floor(self, key: bytes) -> float:
+        """How near a question must be for this entry to answer it; 0 where nothing was wrong yet."""
+        return self._floors.get(key, 0.0)
+
 
 def _partition_of(scope: bytes, question: Question) -> bytes:
     form = question.form

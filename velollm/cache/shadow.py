@@ -1,23 +1,20 @@
-"""Shadow mode's books: what the semantic tier would have answered, against what the model did answer. Bounded by
-route."""
+"""Shadow mode: whether two answers agree, what follows from the evidence, and how much time it may take."""
 
 from __future__ import annotations
 
 import re
-from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import attrs
 
+from velollm.cache.evidence import Evidence
 from velollm.cache.lexicon import COMMON
 
-__all__ = ["Allowance", "RouteReport", "ShadowBook", "agreement", "answer_text", "answer_tokens"]
+__all__ = ["AGREES", "Allowance", "RouteReport", "agreement", "answer_text", "answer_tokens", "report"]
 
-_ROUTES = 256
-_EXAMPLES = 20
+AGREES: Final = 0.5
 _TEXT = 4000
-_AGREES = 0.5
 _ENOUGH = 50
 _TRUSTED = 0.98
 _WORD = re.compile(r"\w+(?:[.,:/-]\w+)*")
@@ -26,7 +23,8 @@ _WORD = re.compile(r"\w+(?:[.,:/-]\w+)*")
 @attrs.frozen(kw_only=True)
 class RouteReport:
     """One route's evidence. `agreement` is the share of would-be hits whose answer agreed with the model's own;
-    `recommended` is the setting that the evidence supports."""
+    `recommended` is the setting that the evidence supports. `first` and `last` are when it was gathered, in seconds of
+    the epoch."""
 
     route: str
     compared: int
@@ -34,6 +32,8 @@ class RouteReport:
     misses: int
     tokens_saved: int
     seconds_saved: float
+    first: float
+    last: float
     disagreements: tuple[tuple[str, str, float], ...]
 
     @property
@@ -47,14 +47,17 @@ class RouteReport:
         return "on" if self.agreement >= _TRUSTED else "off"
 
 
-@attrs.define(kw_only=True)
-class _Route:
-    compared: int = 0
-    agreed: int = 0
-    misses: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    disagreements: deque[tuple[str, str, float]] = attrs.field(factory=lambda: deque(maxlen=_EXAMPLES))
+def report(evidence: Mapping[str, Evidence]) -> list[RouteReport]:
+    """The evidence of every route, the busiest first."""
+    reports = [
+        RouteReport(
+            route=route, compared=e.compared, agreed=e.agreed, misses=e.asked - e.compared, tokens_saved=e.tokens,
+            seconds_saved=round(e.seconds, 3), first=e.first, last=e.last,
+            disagreements=tuple((d.asked, d.stored, d.agreement) for d in e.disagreements),
+        )
+        for route, e in evidence.items()
+    ]  # fmt: skip
+    return sorted(reports, key=lambda r: -(r.compared + r.misses))
 
 
 class Allowance:
@@ -76,49 +79,6 @@ class Allowance:
     def spend(self, seconds: float) -> None:
         """It took so long."""
         self._level -= seconds
-
-
-class ShadowBook:
-    """Counts per route; the last disagreements are kept with both prompts, for a person to read."""
-
-    def __init__(self) -> None:
-        self._routes: OrderedDict[str, _Route] = OrderedDict()
-
-    def compare(self, route: str, asked: str, stored: str, would: Any, answer: Any, seconds: float) -> bool:
-        """Enter one would-be hit. Returns whether both answers agree."""
-        book = self._route(route)
-        score = agreement(answer_text(would), answer_text(answer))
-        agrees = score >= _AGREES
-        book.compared += 1
-        if agrees:
-            book.agreed += 1
-            book.tokens += answer_tokens(answer)
-            book.seconds += max(0.0, seconds)
-        else:
-            book.disagreements.append((asked[:200], stored[:200], round(score, 3)))
-        return agrees
-
-    def miss(self, route: str) -> None:
-        """Enter a request that no tier would have answered."""
-        self._route(route).misses += 1
-
-    def report(self) -> list[RouteReport]:
-        """The evidence of every route, the busiest first."""
-        reports = [
-            RouteReport(
-                route=name, compared=r.compared, agreed=r.agreed, misses=r.misses, tokens_saved=r.tokens,
-                seconds_saved=round(r.seconds, 3), disagreements=tuple(r.disagreements),
-            )
-            for name, r in self._routes.items()
-        ]  # fmt: skip
-        return sorted(reports, key=lambda r: -(r.compared + r.misses))
-
-    def _route(self, name: str) -> _Route:
-        route = self._routes.pop(name, None) or _Route()
-        self._routes[name] = route
-        while len(self._routes) > _ROUTES:
-            self._routes.popitem(last=False)
-        return route
 
 
 def answer_text(answer: Any) -> str:

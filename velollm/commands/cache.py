@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -26,7 +27,7 @@ examples:
   velollm cache stats                              of the server on this machine
   velollm cache report                             would the semantic tier pay, and would it be right?
   velollm cache purge --model qwen3:8b
-  velollm cache export --store sqlite:cache.db     of a file, without a server
+  velollm cache report --store sqlite:cache.db     of a file, without a server
 """
 MOST_EXAMPLES = 5
 
@@ -89,10 +90,16 @@ class _Source(Protocol):
 def _source(args: argparse.Namespace) -> _Source:
     if args.store is not None:
         return _StoreSource(args.store)
-    server = load_settings({}, config=args.config).server
+    settings = load_settings({}, config=args.config)
+    server = settings.server
     host = f"[{server.host}]" if ":" in server.host else server.host
     own = f"http://{'127.0.0.1' if server.host in ('0.0.0.0', '::') else host}:{server.port}"  # noqa: S104
-    return _ServerSource(args.url or own, args.api_key or os.environ.get(KEY_VARIABLE))
+    source = _ServerSource(args.url or own, args.api_key or os.environ.get(KEY_VARIABLE))
+    if args.url is None and settings.cache.store != "memory" and not source.is_there():
+        source.close()
+        sys.stderr.write(f"no server answers at {own}: this is what the store {settings.cache.store} holds\n")
+        return _StoreSource(settings.cache.store)
+    return source
 
 
 class _ServerSource:
@@ -103,6 +110,14 @@ class _ServerSource:
         self._errors = (httpx.HTTPError, httpx.InvalidURL)
         self._url = url.rstrip("/")
         self._client = httpx.Client(headers=headers, timeout=30.0)
+
+    def is_there(self) -> bool:
+        """Whether anybody listens."""
+        try:
+            self._client.get(f"{self._url}/health")
+        except self._errors:
+            return False
+        return True
 
     def overview(self) -> JSON:
         answer: JSON = orjson.loads(self._ask("GET", ""))
@@ -220,37 +235,50 @@ def _report(source: _Source, args: argparse.Namespace) -> None:
     if args.json:
         _print_json(seen["report"])
         return
-    if not seen["report"]:
-        mode = seen["modes"]["semantic"]
-        sys.stdout.write(
-            f"nothing to report: the semantic tier is {mode}, and no answer has been compared. In shadow mode every "
-            "answer of the model is compared with the one that the tier would have given.\n"
-        )
-        return
-    for route in seen["report"]:
-        sys.stdout.write(_describe(route, seen["modes"]["semantic"]))
+    # A store has no tiers of its own: what it holds was found by servers.
+    mode = "" if isinstance(source, _StoreSource) else seen["modes"]["semantic"]
+    sys.stdout.write("".join(_describe(route, mode) for route in seen["report"]) or _NOTHING[mode])
+    if seen["not_compared"]:
+        sys.stdout.write(f"{seen['not_compared']} questions came too fast to be compared, and count nowhere above\n")
+
+
+_NOTHING = {
+    "": "nothing to report: no server that keeps its answers here has compared any yet\n",
+    "shadow": "nothing to report yet: the model's next answers are compared with what the semantic tier would say\n",
+    "on": "nothing to report: the semantic tier answers by itself; --semantic-cache shadow compares\n",
+    "off": "nothing to report: the semantic tier is off; --semantic-cache shadow compares, and answers nobody\n",
+}
 
 
 def _describe(route: JSON, mode: str) -> str:
     compared, asked = route["compared"], route["compared"] + route["misses"]
     lines = [
-        f"{route['route'] or '(no model named)'}",
-        f"  {asked} questions that the exact and canonical tiers could not answer",
+        f"{route['route'] or '(no model named)'}{_when(route['first'], route['last'])}",
+        f"  {asked} {'question' if asked == 1 else 'questions'} that had not been asked before in the same words",
         f"  {compared} of them ({compared / max(1, asked):.0%}) the semantic tier would have answered",
     ]
     if compared:
         lines += [
             f"  {route['agreed']} of those answers ({route['agreement']:.1%}) agree with what the model said",
-            f"  {route['tokens_saved']} tokens and {route['seconds_saved']:.1f} seconds would have been saved",
+            f"  {route['tokens_saved']} tokens and {_span(route['seconds_saved'])} of the engine would have been saved",
         ]
     lines.append(f"  recommended: {_ADVICE[route['recommended']].format(compared=compared)}")
-    if route["recommended"] == mode == "on":
+    if route["recommended"] == mode:
         lines[-1] += " (as it is)"
     examples = route.get("disagreements", [])[-MOST_EXAMPLES:]
     if examples:
-        lines.append("  where they disagreed (asked / answered as / overlap of the answers):")
-        lines += [f"    {asked!r} / {stored!r} / {score:.2f}" for asked, stored, score in examples]
+        lines.append("  where they disagreed: what was asked, whose answer it would have got, what both answers share")
+        lines += [f"    {asked!r}  {stored!r}  {score:.0%}" for asked, stored, score in examples]
     return "\n".join(lines) + "\n\n"
+
+
+def _when(first: float, last: float) -> str:
+    begin, end = (time.strftime("%Y-%m-%d %H:%M", time.localtime(at)) for at in (first, last))
+    return f", {begin} to {end.removeprefix(begin[:11])}" if first else ""
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds:.1f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"
 
 
 _ADVICE = {

@@ -10,6 +10,7 @@ import pytest
 from support.cache import Clock, entry
 from support.redis import RedisServer
 
+from velollm.cache.evidence import Disagreement, Evidence
 from velollm.cache.stores import Selection, Store, open_store
 
 MB = 1 << 20
@@ -217,3 +218,45 @@ def test_many_threads(store: Store) -> None:
 def test_an_unknown_store_is_named(setting: str) -> None:
     with pytest.raises(ValueError, match="store"):
         open_store(setting, SIZE, Clock())
+
+
+def found(asked: int = 1, tenant: bytes = b"t", model: str = "m") -> Evidence:
+    quoted = Disagreement(asked="a", stored="b", agreement=0.1, tenant=tenant, model=model)
+    return Evidence(asked=asked, compared=1, seconds=0.5, first=5.0, last=6.0 + asked, disagreements=[quoted])
+
+
+def test_evidence_adds_up(store: Store) -> None:
+    assert store.evidence() == {}
+    for _ in range(3):
+        store.add_evidence("chat", found())
+    store.add_evidence("other", found(7))
+    known = store.evidence()
+    assert (known["chat"].asked, known["chat"].seconds, len(known["chat"].disagreements)) == (3, 1.5, 3)
+    assert known["other"] == found(7)
+
+
+def test_evidence_outlives_the_process_and_is_shared(make: Callable[[], Store]) -> None:
+    one = make()
+    if not one.persistent:
+        pytest.skip("memory is one process's own")
+    other = make()
+    one.add_evidence("chat", found())
+    assert one.flush(5)
+    other.add_evidence("chat", found())
+    assert other.evidence()["chat"].asked == one.evidence()["chat"].asked == 2
+    one.add_evidence("chat", found())
+    one.close()
+    other.close()
+    assert make().evidence()["chat"].asked == 3
+
+
+def test_a_purge_takes_the_words_of_a_tenant_and_a_whole_one_everything(store: Store) -> None:
+    store.add_evidence("chat", found(tenant=b"ann"))
+    store.add_evidence("chat", found(tenant=b"bob"))
+    assert store.flush(5)
+    store.add_evidence("chat", found(tenant=b"ann"))
+    store.purge(Selection(tenant=b"ann"))
+    known = store.evidence()["chat"]
+    assert (known.asked, [one.tenant for one in known.disagreements]) == (3, [b"bob"])
+    store.purge(Selection())
+    assert store.evidence() == {}

@@ -26,7 +26,8 @@ from velollm.cache.layer.embedding import BackendEmbedder
 from velollm.cache.layer.flight import Flight
 from velollm.cache.layer.models import Models
 from velollm.cache.request import Request
-from velollm.cache.response_cache import Found, Mode, ResponseCache
+from velollm.cache.response_cache import Mode, ResponseCache
+from velollm.cache.results import Found
 from velollm.messages import ChatAnswer, ChatEvent, ChatRequest, Collector, RequestContext
 
 __all__ = ["HEADER", "CacheLayer", "cache_of", "key_tag"]
@@ -262,13 +263,14 @@ class _Landing:
 
     def _keep(self, answer: ChatAnswer, seconds: float) -> None:
         cache, asked, kept = self._layer.cache, self._asked, keep_answer(answer)
+        owner = self._context.tenant
+        tags = (key_tag(owner),) if owner else ()
         if self._found.compare:
-            if cache.compare(asked, kept, route=self._route, seconds=seconds) is not None:
+            if cache.compare(asked, kept, route=self._route, seconds=seconds, tags=tags) is not None:
                 self._layer.count("semantic", "shadow")
         elif asked.eligibility.read and "semantic" in asked.eligibility.tiers:
-            cache.record_shadow(asked, self._found.shadow, kept, route=self._route, seconds=seconds)
-        owner = self._context.tenant
-        cache.keep(asked, kept, tags=(key_tag(owner),) if owner else ())
+            cache.record_shadow(asked, self._found.shadow, kept, route=self._route, seconds=seconds, tags=tags)
+        cache.keep(asked, kept, tags=tags)
 
 
 def _flight_key(asked: Request, request: ChatRequest) -> tuple[object, ...] | None:

@@ -14,25 +14,10 @@ from typing import Protocol
 import attrs
 
 from velollm.cache.entry import Entry
+from velollm.cache.evidence import Evidence
+from velollm.cache.selection import Selection
 
 __all__ = ["Selection", "Store", "StoreStats"]
-
-
-@attrs.frozen(kw_only=True)
-class Selection:
-    """What to purge: entries that meet every criterion given; with none given, all."""
-
-    model: str | None = None
-    tag: str | None = None
-    tenant: bytes | None = None
-
-    def covers(self, entry: Entry) -> bool:
-        """Whether an entry meets every criterion."""
-        return (
-            (self.model is None or entry.model == self.model)
-            and (self.tag is None or self.tag in entry.tags)
-            and (self.tenant is None or entry.tenant == self.tenant)
-        )
 
 
 @attrs.frozen(kw_only=True)
@@ -78,10 +63,20 @@ class Store(Protocol):
 
     def delete(self, key: bytes) -> None: ...
 
-    def purge(self, selection: Selection) -> int: ...
+    def purge(self, selection: Selection) -> int:
+        """Drop entries, and what the evidence quotes of them; without any criterion, the evidence as well."""
+        ...
 
     def entries(self) -> Iterator[Entry]:
         """Every live entry, oldest first, to rebuild an index or to export."""
+        ...
+
+    def add_evidence(self, route: str, evidence: Evidence) -> None:
+        """Add to what shadow mode knows of a route, without waiting for the medium."""
+        ...
+
+    def evidence(self) -> dict[str, Evidence]:
+        """What is known of every route."""
         ...
 
     def flush(self, timeout: float | None = None) -> bool:

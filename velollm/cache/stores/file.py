@@ -40,6 +40,7 @@ CREATE INDEX IF NOT EXISTS entries_expires ON entries (expires);
 CREATE TABLE IF NOT EXISTS meta (only INTEGER PRIMARY KEY CHECK (only = 1), generation INTEGER NOT NULL);
 INSERT OR IGNORE INTO meta VALUES (1, 1);
 """
+_EVIDENCE = "CREATE TABLE IF NOT EXISTS evidence (route TEXT PRIMARY KEY, heard REAL NOT NULL, data BLOB NOT NULL)"
 
 
 @attrs.define(kw_only=True)
@@ -80,6 +81,8 @@ def prepare_file(path: Path, state: FileState) -> None:
         if db.execute("PRAGMA user_version").fetchone()[0] != SCHEMA_VERSION:
             marks = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"
             db.executescript("BEGIN IMMEDIATE;" + _SCHEMA + marks + "COMMIT;")
+        if not db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'evidence'").fetchone()[0]:
+            db.execute(_EVIDENCE)
     path.chmod(0o600)
 
 

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from cachetools import LRUCache
 
 from velollm.cache.entry import Entry
-from velollm.cache.stores.base import Selection, StoreStats
+from velollm.cache.evidence import Evidence, Ledger
+from velollm.cache.selection import Selection
+from velollm.cache.stores.base import StoreStats
 
 __all__ = ["MemoryStore"]
 
@@ -41,6 +43,7 @@ class MemoryStore:
         self._lock = threading.RLock()
         self._recent = _Recent(size, self._evicted)
         self._aliases: dict[bytes, bytes] = {}
+        self._ledger = Ledger()
         self._puts = self._evictions = self._expired = self._oversized = 0
 
     def get(self, key: bytes) -> Entry | None:
@@ -79,6 +82,7 @@ class MemoryStore:
             self._remove(key)
 
     def purge(self, selection: Selection) -> int:
+        self._ledger.forget(selection)
         with self._lock:
             doomed = [e.key for e in self._recent.values() if selection.covers(e)]
             for key in doomed:
@@ -88,7 +92,13 @@ class MemoryStore:
     def entries(self) -> Iterator[Entry]:
         with self._lock:
             now = self._clock()
-            return iter([e for e in self._recent.values() if e.expires > now])
+            return iter(sorted((e for e in self._recent.values() if e.expires > now), key=lambda e: e.created))
+
+    def add_evidence(self, route: str, evidence: Evidence) -> None:
+        self._ledger.add(route, evidence)
+
+    def evidence(self) -> dict[str, Evidence]:
+        return dict(self._ledger.copies())
 
     def flush(self, timeout: float | None = None) -> bool:
         return True

@@ -16,7 +16,9 @@ from typing import Any
 import attrs
 
 from velollm.cache.entry import Damaged, Entry, decode, encode
-from velollm.cache.stores.base import Selection, StoreStats
+from velollm.cache.evidence import ROUTES, Evidence, Ledger, decode_evidence, encode_evidence
+from velollm.cache.selection import Selection
+from velollm.cache.stores.base import StoreStats
 from velollm.cache.stores.memory import MemoryStore
 from velollm.cache.stores.tickets import Tickets
 
@@ -29,6 +31,10 @@ _RETRY_AFTER = 1.0
 _BATCH = 64
 _BACKLOG = 4096
 _SCAN = 200
+_EVIDENCE = _PREFIX + b"evidence"
+_EVIDENCE_LIVES = 90 * 86400
+# One write-behind: an entry with its ticket, a key to delete, or the ticket of evidence.
+_Write = tuple[int, Entry] | bytes | int
 
 
 @attrs.define
@@ -75,7 +81,9 @@ class RedisStore:
         self._writes: Any = redis.Redis.from_url(url, socket_timeout=2.0, socket_connect_timeout=0.5, retry=None)
         self._breaker = _Breaker(time.monotonic)
         self._tickets = Tickets()
-        self._queue: SimpleQueue[tuple[int, Entry] | bytes | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Write | None] = SimpleQueue()
+        self._unwritten = Ledger()
+        self._noting = False  # the writer has been told of it
         self._damaged = self._dropped = 0
         self._writer = threading.Thread(target=self._write_loop, name="velollm-cache-redis", daemon=True)
         self._writer.start()
@@ -127,7 +135,9 @@ class RedisStore:
         self.flush(5.0)
         doomed = [entry.key for entry in self._scan() if selection.covers(entry)]
         in_front = self._front.purge(selection)
+        self._unwritten.forget(selection)
         try:
+            self._writes.transaction(lambda pipe: self._forget_evidence(pipe, selection), _EVIDENCE)
             for i in range(0, len(doomed), _SCAN):
                 self._writes.delete(*(_entry_key(key) for key in doomed[i : i + _SCAN]))
         except self._errors as error:
@@ -141,6 +151,25 @@ class RedisStore:
         self.flush(5.0)
         return iter(sorted(self._scan(), key=lambda e: e.created))
 
+    def add_evidence(self, route: str, evidence: Evidence) -> None:
+        self._unwritten.add(route, evidence)
+        if not self._noting:
+            self._noting = True
+            self._queue.put(self._tickets.take())
+
+    def evidence(self) -> dict[str, Evidence]:
+        self.flush(5.0)
+        known = Ledger()
+        try:
+            if self._breaker.closed():
+                for route, evidence in self._read_evidence(self._writes).items():
+                    known.add(route, evidence)
+        except self._errors as error:
+            self._breaker.failed(error)
+        for route, evidence in self._unwritten.copies():
+            known.add(route, evidence)
+        return dict(known.copies())
+
     def stats(self) -> StoreStats:
         """Of the front: counting the server's keys would cost a scan."""
         front = self._front.stats()
@@ -150,6 +179,8 @@ class RedisStore:
         )  # fmt: skip
 
     def close(self) -> None:
+        if len(self._unwritten):
+            self._queue.put(self._tickets.take())
         self._queue.put(None)
         self._writer.join(5.0)
         self._reads.close()
@@ -212,7 +243,7 @@ class RedisStore:
 
     def _write_loop(self) -> None:
         while True:
-            batch: list[tuple[int, Entry] | bytes | None] = [self._queue.get()]
+            batch: list[_Write | None] = [self._queue.get()]
             while len(batch) < _BATCH and batch[-1] is not None:
                 try:
                     batch.append(self._queue.get_nowait())
@@ -224,25 +255,70 @@ class RedisStore:
             if batch[-1] is None:
                 return
 
-    def _write(self, writes: list[tuple[int, Entry] | bytes]) -> None:
-        tickets = [write[0] for write in writes if isinstance(write, tuple)]
+    def _write(self, writes: list[_Write]) -> None:
+        entries = [write[0] for write in writes if isinstance(write, tuple)]
+        notes = [write for write in writes if isinstance(write, int)]
         done = self._breaker.closed()
         if done:
             try:
                 self._pipeline(writes)
+                if notes:
+                    self._write_evidence()
                 self._breaker.worked()
             except self._errors as error:
                 self._breaker.failed(error)
                 done = False
         if not done:
-            self._dropped += len(tickets)
-        self._tickets.settle(tickets, done=done)
+            self._noting = False  # what is unwritten goes with the next note
+            self._dropped += len(entries)
+        self._tickets.settle(entries + notes, done=done)
 
-    def _pipeline(self, writes: list[tuple[int, Entry] | bytes]) -> None:
+    def _write_evidence(self) -> None:
+        self._noting = False
+        found = self._unwritten.take()
+        try:
+            self._writes.transaction(lambda pipe: self._add_evidence(pipe, found), _EVIDENCE)
+        except self._errors:
+            for route, evidence in found.items():
+                self._unwritten.add(route, evidence)
+            raise
+
+    def _add_evidence(self, pipe: Any, found: dict[str, Evidence]) -> None:
+        known = self._read_evidence(pipe)
+        for route, evidence in found.items():
+            known.setdefault(route, Evidence()).add(evidence)
+        self._put_evidence(pipe, known)
+
+    def _forget_evidence(self, pipe: Any, selection: Selection) -> None:
+        known = {} if selection.everything else self._read_evidence(pipe)
+        for evidence in known.values():
+            evidence.forget(selection)
+        self._put_evidence(pipe, known)
+
+    def _read_evidence(self, client: Any) -> dict[str, Evidence]:
+        known: dict[str, Evidence] = {}
+        for route, data in client.hgetall(_EVIDENCE).items():
+            try:
+                known[route.decode("utf-8", "replace")] = decode_evidence(data)
+            except Damaged:
+                self._damaged += 1
+        return known
+
+    def _put_evidence(self, pipe: Any, known: dict[str, Evidence]) -> None:
+        pipe.multi()
+        pipe.delete(_EVIDENCE)
+        kept = sorted(known.items(), key=lambda item: item[1].last)[-ROUTES:]
+        if kept:
+            pipe.hset(_EVIDENCE, mapping={route: encode_evidence(evidence) for route, evidence in kept})
+            pipe.expire(_EVIDENCE, _EVIDENCE_LIVES)
+
+    def _pipeline(self, writes: list[_Write]) -> None:
         pipe = self._writes.pipeline(transaction=False)
         for write in writes:
             if isinstance(write, bytes):
                 pipe.delete(_entry_key(write))
+                continue
+            if isinstance(write, int):
                 continue
             entry = write[1]
             lives = max(1, int((entry.expires - self._clock()) * 1000))

@@ -22,7 +22,10 @@ from queue import Empty, SimpleQueue
 import attrs
 
 from velollm.cache.entry import Damaged, Entry, decode, encode
-from velollm.cache.stores.base import Selection, StoreStats
+from velollm.cache.evidence import Evidence, Ledger
+from velollm.cache.selection import Selection
+from velollm.cache.stores import notes
+from velollm.cache.stores.base import StoreStats
 from velollm.cache.stores.file import FAULTS, FileState, connect, prepare_file, set_aside
 from velollm.cache.stores.memory import MemoryStore
 from velollm.cache.stores.tickets import Tickets
@@ -53,7 +56,14 @@ class _Touch:
     keys: tuple[bytes, ...]
 
 
-_Write = _Put | _Delete | _Touch
+@attrs.frozen
+class _Note:
+    """There is evidence to be written down."""
+
+    ticket: int
+
+
+_Write = _Put | _Delete | _Touch | _Note
 
 
 class SqliteStore:
@@ -72,6 +82,8 @@ class SqliteStore:
         self._read_lock = threading.Lock()
         self._reader: sqlite3.Connection | None = None
         self._touched: list[bytes] = []
+        self._unwritten = Ledger()
+        self._noting = False  # the writer has been told of it
         self._version = self._generation = 0
         self._checked_at = 0.0
         self._open_first()
@@ -138,6 +150,26 @@ class SqliteStore:
     def wait(self, ticket: int, timeout: float | None = None) -> bool:
         return self._tickets.wait(ticket, timeout)
 
+    def add_evidence(self, route: str, evidence: Evidence) -> None:
+        self._unwritten.add(route, evidence)
+        if not self._noting:
+            self._noting = True
+            self._queue.put(_Note(self._tickets.take()))
+
+    def evidence(self) -> dict[str, Evidence]:
+        self.flush(5.0)
+        known = Ledger()
+        try:
+            if self._writable():
+                with closing(connect(self.path, timeout=5.0)) as db:
+                    for route, evidence in notes.read(db):
+                        known.add(route, evidence)
+        except FAULTS as error:
+            self._fail(error)
+        for route, evidence in self._unwritten.copies():
+            known.add(route, evidence)
+        return dict(known.copies())
+
     def delete(self, key: bytes) -> None:
         self._front.delete(key)
         self._queue.put(_Delete(key))
@@ -149,12 +181,14 @@ class SqliteStore:
         """Purges are rare and must be sure, so this one waits for the file."""
         self.flush(10.0)
         in_front = self._front.purge(selection)
+        self._unwritten.forget(selection)
         clauses, values = _where(selection)
         try:
             with closing(connect(self.path, timeout=5.0)) as db, db:
                 keys = [row[0] for row in db.execute(f"SELECT key FROM entries WHERE {clauses}", values)]  # noqa: S608  # clauses are ours
                 db.execute(f"DELETE FROM entries WHERE {clauses}", values)  # noqa: S608
                 db.execute("UPDATE meta SET generation = generation + 1")
+                notes.forget(db, selection)
         except FAULTS as error:
             self._fail(error)
             return in_front
@@ -164,6 +198,8 @@ class SqliteStore:
         return max(len(keys), in_front)
 
     def close(self) -> None:
+        if len(self._unwritten):
+            self._queue.put(_Note(self._tickets.take()))
         self._queue.put(None)
         self._writer.join(10.0)
         with self._read_lock:
@@ -304,6 +340,18 @@ class SqliteStore:
         return db
 
     def _commit(self, db: sqlite3.Connection, batch: list[_Write]) -> None:
+        noted: dict[str, Evidence] = {}
+        if any(isinstance(write, _Note) for write in batch):
+            self._noting = False
+            noted = self._unwritten.take()
+        try:
+            self._write(db, batch, noted)
+        except BaseException:
+            for route, evidence in noted.items():
+                self._unwritten.add(route, evidence)
+            raise
+
+    def _write(self, db: sqlite3.Connection, batch: list[_Write], noted: dict[str, Evidence]) -> None:
         now = self._clock()
         with db:
             db.execute("BEGIN IMMEDIATE")
@@ -312,6 +360,9 @@ class SqliteStore:
                     db.execute("INSERT OR REPLACE INTO entries VALUES (?,?,?,?,?,?,?,?)", _row(write.entry, now))
                 elif isinstance(write, _Delete):
                     db.execute("DELETE FROM entries WHERE key = ?", (write.key,))
+                elif isinstance(write, _Note):
+                    notes.write(db, noted)
+                    noted = {}
                 else:
                     db.executemany("UPDATE entries SET used = ? WHERE key = ?", [(now, key) for key in write.keys])
             self._make_room(db, now)
@@ -330,10 +381,9 @@ class SqliteStore:
                     self._on_forget(key)
 
     def _settle(self, batch: list[_Write], *, done: bool) -> None:
-        tickets = [w.ticket for w in batch if isinstance(w, _Put)]
         if not done:
-            self._state.dropped += len(tickets)
-        self._tickets.settle(tickets, done=done)
+            self._state.dropped += sum(isinstance(write, _Put) for write in batch)
+        self._tickets.settle([w.ticket for w in batch if isinstance(w, _Put | _Note)], done=done)
 
     def _close_writer(self, db: sqlite3.Connection | None, error: Exception) -> None:
         self._fail(error)
