@@ -24,7 +24,7 @@ def test_overview_and_export() -> None:
         assert seen["report"][0]["recommended"] == "shadow"
         assert seen["report"][0]["disagreements"][0][1] == "How do I boil an egg?"
         assert b"egg" not in orjson.dumps(overview(cache, examples=False))
-        entries = list(export_entries(cache))
+        entries = sorted(export_entries(cache), key=lambda entry: entry["created"])
         assert [entry["prompt"] for entry in entries] == ["How do I boil an egg?", ""]
         assert entries[0]["answer"] == answer("8 minutes")
         assert len(list(export_entries(cache, tenant=tenant_digest("bob")))) == 1

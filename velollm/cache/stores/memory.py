@@ -92,7 +92,7 @@ class MemoryStore:
     def entries(self) -> Iterator[Entry]:
         with self._lock:
             now = self._clock()
-            return iter(sorted((e for e in self._recent.values() if e.expires > now), key=lambda e: e.created))
+            return iter([e for e in self._recent.values() if e.expires > now])
 
     def add_evidence(self, route: str, evidence: Evidence) -> None:
         self._ledger.add(route, evidence)
