@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "tune": ("velollm.commands.tune", "configure an engine for this machine"),
     "optimize": ("velollm.commands.tune", "the same as tune"),
     "profile": ("velollm.commands.profile", "say where a request's time goes"),
+    "speculative": ("velollm.commands.speculative", "find the draft that pays"),
     "profiles": ("velollm.commands.profiles", "share tuned settings"),
     "doctor": ("velollm.commands.doctor", "say what is wrong, and what mends it"),
     "kernels": ("velollm.commands.kernels", "list, compile and check the CUDA kernels"),

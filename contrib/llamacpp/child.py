@@ -59,7 +59,22 @@ def server_parameters(library: Any, given: dict[str, Any]) -> Any:
     if given["pooling"]:
         parameters.pooling_type = getattr(library.llama_pooling_type, f"LLAMA_POOLING_TYPE_{given['pooling'].upper()}")
     parameters.n_batch = parameters.n_ubatch = given["batch"]
+    if given.get("speculative"):
+        _speculate(library, parameters.speculative, given["speculative"])
     return parameters
+
+
+def _speculate(library: Any, speculative: Any, wanted: dict[str, str]) -> None:
+    """Set what llama-server's flags `--spec-*` say, whose names without that are the keys of `wanted`."""
+    kind = wanted["type"].upper().replace("-", "_")
+    speculative.types = [getattr(library.common_speculative_type, f"COMMON_SPECULATIVE_TYPE_{kind}")]
+    for name, value in wanted.items():
+        if name == "draft-model":
+            speculative.draft.mparams.path = value
+        for group in ("ngram-simple", "ngram-mod", "draft"):
+            field = name.removeprefix(f"{group}-").replace("-", "_")
+            if name.startswith(f"{group}-") and value.isdigit():
+                setattr(getattr(speculative, group.replace("-", "_")), field, int(value))
 
 
 def _end_with_parent(pipe: BinaryIO) -> None:

@@ -104,6 +104,20 @@ def test_candidates_start_with_what_is_and_fit_together() -> None:
         assert one["--cache-type-k"] == "f16" or one["--flash-attn"] != "off"
 
 
+def test_a_search_knows_drafts_where_the_engine_does() -> None:
+    machine = read_machine(RecordedHost("intel_arc"))
+    server = Tuning(target="llama-server", settings=(Setting(name="--parallel", value="4", why=""),))
+    assert "--spec-type" not in knobs(server, machine)
+    options = candidates(server, knobs(server, machine, {"--spec-type"}))
+    assert options[0]["--spec-type"] == "none"
+    tried = {one["--spec-type"] for one in options}
+    assert tried == {"none", "ngram-simple", "ngram-mod"}
+    (lookup,) = (one for one in options if one["--spec-type"] == "ngram-simple" and one["--parallel"] == "4"
+                 and one["--flash-attn"] == "auto" and one["--threads"] == options[0]["--threads"]
+                 and one["--cache-type-k"] == "f16" and one["--ubatch-size"] == "512")  # fmt: skip
+    assert int(lookup["--spec-ngram-simple-size-n"]) < 12
+
+
 # ---- trials ----------------------------------------------------------------------------------------------------------
 
 

@@ -31,7 +31,7 @@ from velollm.tuning.tuner import engine_binary, engine_help, find_model
 from velollm.tuning.variables import VARIABLES
 from velollm.tuning.verifying import WORTH, Verdict, verify
 
-__all__ = ["configure", "run"]
+__all__ = ["configure", "end_trials_with_us", "run"]
 
 COMPARED = VARIABLES.keys() - {"OLLAMA_HOST", "OLLAMA_MODELS", "OLLAMA_DEBUG"}
 
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     """Tune: 0 when it was done (or kept), 1 when it could not be, or did not pay."""
     host = LocalHost()
     state = state_folder(host)
-    signal.signal(signal.SIGTERM, _leave)  # so that engines on trial are ended with us
+    end_trials_with_us()
     try:
         if args.undo:
             return _undo(args, state)
@@ -186,7 +186,10 @@ class _Job:
         return EmbeddedTrial(path, {**slots, **values}, os.environ)
 
     def _search(self) -> None:
-        options = candidates(self.tuning, knobs(self.tuning, self.machine))
+        known = parse_flags(self._help()) if self.target == "llama-server" else {}
+        if self.target == "llama-server" and not known:  # the wheel, which has them
+            known = {"--spec-type": ""}
+        options = candidates(self.tuning, knobs(self.tuning, self.machine, known))
         if self.target == "ollama":
             options = [{**self.tuning.values, **values} for values in options]
 
@@ -218,6 +221,11 @@ class _Job:
             why = f"the best of {found.trials} trials ({found.score:.1f} tokens/s, {gain:.2f} x the computed settings)"
             changed = {name: value for name, value in found.values.items() if options[0].get(name) != value}
             self.tuning = self.tuning.with_values(changed, why)
+
+
+def end_trials_with_us() -> None:
+    """Have a signal to end this process end the engines on trial as well."""
+    signal.signal(signal.SIGTERM, _leave)
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:

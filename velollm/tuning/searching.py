@@ -5,7 +5,7 @@ Jamieson & Talwalkar, "Non-stochastic best arm identification and hyperparameter
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import product
 from typing import TypeAlias
 
@@ -18,6 +18,9 @@ __all__ = ["Found", "Values", "candidates", "knobs", "search"]
 
 Values: TypeAlias = Mapping[str, str]
 MOST = 16
+LOOKUPS = ("none", "ngram-simple", "ngram-mod")  # drafts that need no further model
+# llama.cpp's own lengths seldom find anything; `velollm speculative` tries others.
+SHORT_LOOKUP = {"--spec-ngram-simple-size-n": "4", "--spec-ngram-simple-size-m": "8"}
 
 
 @attrs.frozen(kw_only=True)
@@ -31,8 +34,11 @@ class Found:
     history: tuple[tuple[Values, int, float], ...]
 
 
-def knobs(tuning: Tuning, machine: Machine) -> dict[str, list[str]]:
-    """What arithmetic cannot settle, with the values worth a trial; the present one first."""
+def knobs(tuning: Tuning, machine: Machine, flags: Collection[str] = ()) -> dict[str, list[str]]:
+    """What arithmetic cannot settle, with the values worth a trial; the present one first.
+
+    `flags` are those that a llama-server knows, as far as it was asked: drafts by lookup are tried where it has them.
+    """
     values, cpu = tuning.values, machine.cpu
     if tuning.target == "ollama":
         found = {
@@ -53,6 +59,8 @@ def knobs(tuning: Tuning, machine: Machine) -> dict[str, list[str]]:
         found["--ubatch-size"] = _first(values.get("--ubatch-size", "512"), ["256", "512", "1024"])
         found["--flash-attn"] = _first(values.get("--flash-attn", "auto"), ["auto", "off"])
         found["--parallel"] = _around(values.get("--parallel", "1"))
+        if "--spec-type" in flags:
+            found["--spec-type"] = _first(values.get("--spec-type", "none"), LOOKUPS)
     return found
 
 
@@ -119,6 +127,8 @@ def _coupled(tuning: Tuning, values: dict[str, str]) -> Values:
     if "--parallel" in values and "--ctx-size" in tuning.values:
         each = int(tuning.values["--ctx-size"]) // max(int(tuning.values.get("--parallel", "1")), 1)
         values["--ctx-size"] = str(each * int(values["--parallel"]))
+    if values.get("--spec-type") == "ngram-simple":
+        values |= SHORT_LOOKUP
     if "OMP_WAIT_POLICY" in values:
         values["GOMP_SPINCOUNT"] = "0" if values["OMP_WAIT_POLICY"] == "passive" else "300000"
     if values.get("OLLAMA_KV_CACHE_TYPE", "f16") != "f16":

@@ -165,7 +165,7 @@ class LlamaServerTrial(Trial):
 
 class EmbeddedTrial(Trial):
     """The llama-server of the wheel, in the child process that VeloLLM's own engine uses; its flags as far as it has
-    them (slots, context, threads, cache type, batch)."""
+    them (slots, context, threads, cache type, batch, drafts)."""
 
     _talks = True
 
@@ -214,6 +214,9 @@ class EmbeddedTrial(Trial):
             "pooling": "",
             "batch": int(flags.get("--ubatch-size") or 512),
             "flash_attention": flags.get("--flash-attn", "auto"),
+            "speculative": {
+                flag.removeprefix("--spec-"): value for flag, value in flags.items() if flag.startswith("--spec-")
+            },
         }
 
 
