@@ -146,17 +146,19 @@ def least_loaded(job: Job, free: Sequence[Lane]) -> Lane:
     """The lane where what is in flight, and `job` with it, will be done first."""
     if len(free) == 1:
         return free[0]
-    paces = [lane.pace(job.targets[lane.name]).seconds_per_token for lane in free]
-    fastest = min((pace for pace in paces if pace), default=0.0)
-    size = job.prompt_tokens + job.expected_tokens
-
-    def load(index: int) -> tuple[float, int]:
-        lane, pace = free[index], paces[index]
-        slow = fastest > 0.0 and pace > MUCH_SLOWER * fastest and (pace - fastest) * job.expected_tokens > LOST_SECONDS
-        slower = pace / fastest if slow else 1.0
-        return (lane.tokens + size) * slower / lane.weight, len(lane.running)
-
-    return free[min(range(len(free)), key=load)]
+    targets, size = job.targets, job.prompt_tokens + job.expected_tokens
+    paces = [lane.pace(targets[lane.name]).seconds_per_token for lane in free]
+    fastest = min(paces)
+    if not fastest:  # nothing was measured there
+        fastest = min((pace for pace in paces if pace), default=inf)
+    slow = max(MUCH_SLOWER * fastest, fastest + LOST_SECONDS / job.expected_tokens)
+    best, least = free[0], (inf, 0)
+    for lane, pace in zip(free, paces, strict=True):
+        tokens = (lane.tokens + size) / lane.weight
+        load = (tokens * pace / fastest if pace > slow else tokens, len(lane.running))
+        if load < least:
+            best, least = lane, load
+    return best
 
 
 def _patience(job: Job, lane: Lane) -> float:

@@ -27,7 +27,7 @@ from velollm.errors import (
 from velollm.messages import ChatEvent, ChatRequest, Embeddings, EmbedRequest, ModelInfo
 from velollm.routing.attempts import Attempts, Budget
 from velollm.routing.complexity import AUTO, choose, judge
-from velollm.routing.health import Health
+from velollm.routing.health import PACE_PIECES, Health
 from velollm.routing.interruption import Interrupted
 from velollm.routing.lookup import Target, first_error, known_targets, missing
 from velollm.routing.member import Member, same_model
@@ -393,7 +393,7 @@ class BackendPool(Backend):
 
     def _note_pace(self, member: Member, model: str, seconds: float, pieces: int) -> None:
         """Give a backend a rest that writes far more slowly than the others with the same model."""
-        if self._single is not None:
+        if self._single is not None or pieces < PACE_PIECES:
             return
         pace = member.pace(model)
         pace.add(seconds, pieces)

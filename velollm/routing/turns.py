@@ -84,7 +84,7 @@ class Turns:
         """
         job = self._job(request, targets)
         for name, model in targets.items():
-            if self.scheduler.dispatcher.lanes[name].limit is None:
+            if self.scheduler.dispatcher.lanes[name].limit is None and not self._has_asked(name, model, job.arrival):
                 await self._ask(name, model)
         try:
             await self.scheduler.take(job)
@@ -137,6 +137,10 @@ class Turns:
             return own
         latest = context.marks.get("received", now) + self._slo
         return latest if own is None else min(own, latest)
+
+    def _has_asked(self, name: str, model: str, now: float) -> bool:
+        known = self._asked.get((name, model))
+        return known is not None and now - known[0] < ASK_AGAIN_SECONDS and known[1].done()
 
     async def _ask(self, name: str, model: str) -> None:
         """Ask the backend how many slots it has, the first time with some patience."""

@@ -296,7 +296,7 @@ class Dispatcher:
             return known
         if job.pinned is not None and self.lanes[job.pinned].usable(now) and job.pinned not in job.avoid:
             return [self.lanes[job.pinned]]
-        fresh = [lane for lane in known if lane.name not in job.avoid] or known
+        fresh = ([lane for lane in known if lane.name not in job.avoid] or known) if job.avoid else known
         return [lane for lane in fresh if lane.usable(now)] or fresh
 
     def _has_room(self, now: float) -> bool:
