@@ -121,7 +121,7 @@ class Engine:
                 self.stats.most_running = max(self.stats.most_running, self.stats.running)
 
     def compute(self, tokens: Sequence[int]) -> int:
-        """Tokens of a prompt that must be computed; its blocks are in the cache afterwards."""
+        """How many of these tokens are not in the cache; all whole blocks of them are afterwards."""
         hasher = xxhash.xxh3_64()
         known, hit = 0, True
         for start in range(0, len(tokens) - BLOCK + 1, BLOCK):
@@ -145,13 +145,16 @@ class Engine:
         hasher = xxhash.xxh3_64()
         for token in prompt:
             hasher.update(token.to_bytes(4, "little"))
+        said: list[int] = []
         for _ in range(limit):
             due += self.decode
             await asyncio.sleep(max(0.0, due - loop.time()))
             token = self.tokenizer._id(f" word{hasher.intdigest() % VOCABULARY}")
             hasher.update(token.to_bytes(4, "little"))
             self.stats.generated += 1
+            said.append(token)
             yield token
+        self.compute([*prompt, *said])  # what was generated is in the cache as well
 
 
 class Connection:
