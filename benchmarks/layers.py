@@ -2,9 +2,9 @@
 
     python benchmarks/layers.py [--save]
 
-A backend that answers at once is asked alone and behind the layers, interleaved, in one process and without sockets, by CPU time;
-the difference of the medians is what they cost: with one backend and with three, whole and streamed, and with each
-policy of routing. The goal is 15 µs a request. Results go to benchmarks/results/layers.json with --save.
+A backend that answers at once is asked alone and behind the layers, interleaved, in one process and without sockets;
+the difference of the medians, in CPU time, is what they cost: with one backend and with three, whole and streamed, and
+with each policy of routing. The goal is 15 µs a request. Results go to benchmarks/results/layers.json with --save.
 """
 
 from __future__ import annotations
