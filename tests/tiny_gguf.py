@@ -201,11 +201,27 @@ def _metadata(tokens: list[str], merges: list[str]) -> Mapping[str, Any]:
     }
 
 
-def write_tiny_gguf(path: str | Path, *, seed: int = 0, metadata: Mapping[str, Any] = {}) -> Path:
-    """Write the model to `path` and return it; `metadata` overrides or adds keys (None leaves one out)."""
+def write_tiny_gguf(
+    path: str | Path,
+    *,
+    seed: int = 0,
+    metadata: Mapping[str, Any] = {},
+    tensors: Mapping[str, Floats] = {},
+    architecture: str = "llama",
+) -> Path:
+    """Write the model to `path` and return it.
+
+    `metadata` overrides or adds keys (None leaves one out), `tensors` adds weights; `architecture` names another one of
+    the same shape.
+    """
     tokens, merges = _train()
-    keys = {key: value for key, value in {**_metadata(tokens, merges), **metadata}.items() if value is not None}
-    tensors = list(_weights(_sayable(tokens), seed))
+    own = {key.replace("llama.", f"{architecture}.", 1): value for key, value in _metadata(tokens, merges).items()}
+    own["general.architecture"] = architecture
+    keys = {key: value for key, value in {**own, **metadata}.items() if value is not None}
+    return _write(path, keys, [*_weights(_sayable(tokens), seed), *tensors.items()])
+
+
+def _write(path: str | Path, keys: Mapping[str, Any], tensors: list[tuple[str, Floats]]) -> Path:
     header = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(keys))]
     header += [_string(key) + _value(value) for key, value in keys.items()]
     offset = 0

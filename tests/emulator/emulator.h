@@ -74,10 +74,10 @@ struct Launch {
   unsigned char* shared = nullptr;
   uint64_t seed = 0, chance = 1;
   bool eager = false;
-  std::vector<Fibre> fibres;
-  std::vector<char> stacks;
-  std::vector<unsigned> ready;  // from `head` on
-  size_t head = 0;
+  Fibre* fibres = nullptr;  // plain memory: what a container does is watched by ThreadSanitizer, even where we are not
+  char* stacks = nullptr;
+  unsigned* ready = nullptr;  // from `head` up to `tail`
+  size_t head = 0, tail = 0;
   Fibre* current = nullptr;
   void (*body)(void*) = nullptr;
   void* body_data = nullptr;
@@ -209,11 +209,21 @@ UNWATCHED inline void prepare(Fibre& fibre) {
 
 // ---- waiting for each other ----
 
+UNWATCHED inline void make_ready(unsigned number) {
+  Launch& l = *running;
+  if (l.tail == 2 * l.threads) {  // no more than all threads are ready: half of the places are free
+    for (size_t i = l.head; i < l.tail; i++) l.ready[i - l.head] = l.ready[i];
+    l.tail -= l.head;
+    l.head = 0;
+  }
+  l.ready[l.tail++] = number;
+}
+
 UNWATCHED inline void wake(unsigned first, unsigned count) {
   Launch& l = *running;
   for (unsigned i = first; i < first + count; i++) {
     Fibre& fibre = l.fibres[i];
-    if (&fibre != l.current) l.ready.push_back(i);
+    if (&fibre != l.current) make_ready(i);
     fibre.waits = Wait::NOTHING;
   }
 }
@@ -278,16 +288,17 @@ UNWATCHED inline void wait_for_warp() {
 UNWATCHED inline unsigned next_ready() {
   Launch& l = *running;
   if (l.seed % 3 == 1) {  // depth first
-    const unsigned last = l.ready.back();
-    l.ready.pop_back();
-    return last;
+    return l.ready[--l.tail];
   }
   if (l.seed % 3 == 2) {  // by chance, else in order
     l.chance ^= l.chance << 13, l.chance ^= l.chance >> 7, l.chance ^= l.chance << 17;
-    std::swap(l.ready[l.head], l.ready[l.head + l.chance % (l.ready.size() - l.head)]);
+    const size_t other = l.head + l.chance % (l.tail - l.head);
+    const unsigned chosen = l.ready[other];
+    l.ready[other] = l.ready[l.head];
+    l.ready[l.head] = chosen;
   }
   const unsigned first = l.ready[l.head++];
-  if (l.head == l.ready.size()) l.ready.clear(), l.head = 0;
+  if (l.head == l.tail) l.head = l.tail = 0;
   return first;
 }
 
@@ -318,8 +329,7 @@ UNWATCHED inline void run_block() {
   l.shared = (unsigned char*)memory;
 #endif
   for (size_t i = 0; i < l.shared_size + guard; i++) ((volatile unsigned char*)l.shared)[i] = 0xff;  // NaN in every type
-  l.ready.clear();
-  l.head = l.at_barrier = l.over = 0;
+  l.head = l.tail = l.at_barrier = l.over = 0;
   for (unsigned i = 0; i < l.threads; i++) {
     Fibre& fibre = l.fibres[i];
     fibre.number = i;
@@ -327,19 +337,19 @@ UNWATCHED inline void run_block() {
     fibre.waits = Wait::NOTHING;
     fibre.groups.assign(1, {});
     prepare(fibre);
-    l.ready.push_back(i);
+    make_ready(i);
   }
 #ifdef EMULATOR_CLOCKS
   __tsan_release(&l.begun);
 #endif
-  while (!l.ready.empty() && !l.failed) to_fibre(l.fibres[next_ready()]);
+  while (l.head < l.tail && !l.failed) to_fibre(l.fibres[next_ready()]);
 #ifdef EMULATOR_CLOCKS
   __tsan_acquire(&l.ended);
-  for (Fibre& fibre : l.fibres) __tsan_destroy_fiber(fibre.clock);
+  for (unsigned i = 0; i < l.threads; i++) __tsan_destroy_fiber(l.fibres[i].clock);
 #endif
   if (!l.failed)
-    for (Fibre& fibre : l.fibres)
-      if (fibre.waits != Wait::OVER) {
+    for (unsigned i = 0; i < l.threads; i++)
+      if (Fibre& fibre = l.fibres[i]; fibre.waits != Wait::OVER) {
         l.current = &fibre;
         l.failed = true;
         snprintf(l.message, sizeof l.message, "block %u,%u,%u thread %u waits for ever at %s", l.at.x, l.at.y, l.at.z,
@@ -363,9 +373,9 @@ UNWATCHED inline int launch(Launch& l, char* message, size_t size) {
   running = &l;
   l.threads = l.block.x * l.block.y * l.block.z;
   l.chance = l.seed * 0x9e3779b97f4a7c15ull + 1;
-  l.fibres.resize(l.threads);
-  l.stacks.resize(STACK * l.threads);
-  l.ready.reserve(l.threads);
+  l.fibres = new Fibre[l.threads];
+  l.stacks = (char*)malloc(STACK * l.threads);
+  l.ready = (unsigned*)malloc(sizeof(unsigned) * 2 * l.threads);
 #ifdef EMULATOR_CLOCKS
   l.clock = __tsan_get_current_fiber();
 #endif
@@ -390,6 +400,9 @@ UNWATCHED inline int launch(Launch& l, char* message, size_t size) {
   sigaction(SIGBUS, &old_bus, nullptr);
   sigaltstack(&old_stack, nullptr);
 #endif
+  delete[] l.fibres;
+  free(l.stacks);
+  free(l.ready);
   if (l.failed) snprintf(message, size, "%s", l.message);
   running = nullptr;
   return l.failed;

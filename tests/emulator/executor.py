@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from velollm.gpu.arrays import Array, scalar_of, storage
+from velollm.gpu.arrays import Array, rounded, scalar_of, storage, widened
 from velollm.gpu.kernels import Kernel
 from velollm.gpu.source import read_source
 
 __all__ = ["EmulationError", "Emulator", "build", "compiler"]
 
 HERE = Path(__file__).parent
-GUARD = 256
+GUARD = 64 * 1024
 HEADERS = ("emulator.h", "primitives.h")
 SANITIZERS = {
     "": ("-O1",),
@@ -165,6 +165,10 @@ class Emulator:
         self._alive.add(memory)
         return Array(pointer=memory.pointer, shape=shape, scalar=scalar, owner=memory)
 
+    def pinned(self, shape: Sequence[int], scalar: str) -> Array:
+        """See `velollm.gpu.executor.Executor.pinned`."""
+        return self.empty(shape, scalar)
+
     def view(self, array: Array) -> npt.NDArray[Any]:
         """The array's own memory, to look at or to write to."""
         raw = (ctypes.c_uint8 * array.nbytes).from_address(array.pointer)
@@ -200,8 +204,8 @@ class Emulator:
 
     def multiply(self, x: Array, weight: Array) -> Array:
         """See `velollm.gpu.executor.Executor.multiply`; in NumPy."""
-        product = self.view(x).astype(np.float32) @ self.view(weight).astype(np.float32).T
-        return self.array(product.astype(storage(x.scalar)), x.scalar)
+        product = widened(self.view(x), x.scalar) @ widened(self.view(weight), weight.scalar).T
+        return self.array(rounded(product, x.scalar), x.scalar)
 
 
 class _Memory:

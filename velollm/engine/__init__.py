@@ -3,7 +3,7 @@
     Scheduler (which tokens next) ─▶ BlockManager (which blocks)     pure bookkeeping
         │ Step: events, chunks
         ▼
-    Runner: LlamaCppRunner · NumpyRunner                             computes, and gives logits
+    Runner: LlamaCppRunner · NumpyRunner · CudaRunner                computes, and gives logits
 
 `Engine` drives both on a thread of its own and hands tokens to asyncio.
 """
@@ -20,6 +20,7 @@ from velollm.engine.sequence import Sequence
 
 if TYPE_CHECKING:
     from velollm.engine.core import EngineCore, JobSpec, Update
+    from velollm.engine.cuda_runner import CudaRunner
     from velollm.engine.engine import Engine
     from velollm.engine.llama_runner import LlamaCppRunner
     from velollm.engine.numpy_runner import NumpyRunner
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BlockManager",
+    "CudaRunner",
     "Engine",
     "EngineCore",
     "JobSpec",
@@ -40,6 +42,7 @@ __all__ = [
 ]
 
 LAZY = {  # these need NumPy
+    "CudaRunner": "cuda_runner",
     "Engine": "engine",
     "EngineCore": "core",
     "JobSpec": "core",

@@ -17,7 +17,8 @@ Floats = npt.NDArray[np.float32]
 
 SCALAR_SIZE = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 STRING, ARRAY = 8, 9
-KINDS: dict[int, type[np.floating[Any]]] = {0: np.float32, 1: np.float16}
+BF16 = 30
+KINDS: dict[int, type[np.number[Any]]] = {0: np.float32, 1: np.float16, BF16: np.uint16}  # bfloat16 as its bits
 
 
 def read_weights(path: str | Path) -> dict[str, Floats]:
@@ -35,9 +36,11 @@ def read_weights(path: str | Path) -> dict[str, Floats]:
         weights = {}
         for name, shape, kind, offset in found:
             if kind not in KINDS:
-                raise GGUFError(f"{path}: the reference runner reads f32 and f16 only, and {name} is neither")
+                raise GGUFError(f"{path}: the reference runner reads f32, f16 and bf16 only, and {name} is none")
             count = int(np.prod(shape))
             values = np.fromfile(file, KINDS[kind], count, offset=start + offset - file.tell())
+            if kind == BF16:
+                values = (values.astype(np.uint32) << 16).view(np.float32)
             weights[name] = values.reshape(shape).astype(np.float32)
     return weights
 

@@ -9,7 +9,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ITEM_SIZE", "Array", "scalar_of", "storage"]
+__all__ = ["ITEM_SIZE", "Array", "rounded", "scalar_of", "storage", "widened"]
 
 # By the names of the catalogue. NumPy has no bfloat16 and no 8-bit floats: their bits are kept as unsigned integers.
 _STORAGE = {
@@ -50,6 +50,21 @@ def storage(scalar: str) -> npt.DTypeLike:
     return np.dtype(_STORAGE[scalar])
 
 
+def rounded(x: npt.NDArray[Any], scalar: str) -> npt.NDArray[Any]:
+    """`x` as kernels hold it in fp32, fp16 or bf16, to the nearest; bfloat16 as its bits."""
+    if scalar != "bf16":
+        return np.ascontiguousarray(x, storage(scalar))
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def widened(x: npt.NDArray[Any], scalar: str) -> npt.NDArray[np.float32]:
+    """The numbers that `x` in fp32, fp16 or bf16 stands for."""
+    if scalar == "bf16":
+        return (x.astype(np.uint32) << 16).view(np.float32)
+    return x.astype(np.float32)
+
+
 @attrs.frozen(kw_only=True, eq=False)
 class Array:
     """A contiguous array at `pointer`, the last dimension innermost, of numbers of type `scalar`.
@@ -75,7 +90,9 @@ class Array:
         return self.size * ITEM_SIZE[self.scalar]
 
     def reshape(self, *shape: int) -> Array:
-        """The same numbers in another shape."""
+        """The same numbers in another shape; a first dimension of -1 is as large as need be."""
+        if shape[0] == -1:
+            shape = (self.size // max(1, prod(shape[1:])), *shape[1:])
         if prod(shape) != self.size:
             raise ValueError(f"{self.shape} cannot be seen as {shape}")
         return attrs.evolve(self, shape=shape)

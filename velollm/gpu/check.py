@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import attrs
 import numpy as np
 import numpy.typing as npt
 
+from velollm.gpu.arrays import rounded, widened
 from velollm.gpu.attention import BLOCK, paged_attention
 from velollm.gpu.executor import Executor
 from velollm.gpu.kernels import HEAD_DIMS, SCALARS
@@ -59,7 +59,7 @@ def _attention(on: Executor, scalar: str, head_dim: int, lengths: tuple[int, ...
         numbers = random.permutation(len(lengths) * width).reshape(len(lengths), width)
         caches = random.standard_normal((2, numbers.size, kv_heads, BLOCK, head_dim))
         q = random.standard_normal((sum(queries), kv_heads * group, head_dim))
-        given = [_rounded(one, scalar) for one in (q, *caches)]
+        given = [rounded(one, scalar) for one in (q, *caches)]
         on_device = [on.array(one, scalar) for one in given]
         out = paged_attention(
             on_device[0],
@@ -70,13 +70,13 @@ def _attention(on: Executor, scalar: str, head_dim: int, lengths: tuple[int, ...
             np.concatenate([[0], np.cumsum(queries)]).astype(np.int32),
             on=on,
         )
-        q, keys, values = (_widened(one, scalar) for one in given)
+        q, keys, values = (widened(one, scalar).astype(np.float64) for one in given)
         found, at = [], 0
         for table, length, count in zip(numbers, lengths, queries, strict=True):
             k, v = (one[table].swapaxes(0, 1).reshape(kv_heads, -1, head_dim)[:, :length] for one in (keys, values))
             found.append(_attend(q[at : at + count], k.repeat(group, 0), v.repeat(group, 0)))
             at += count
-        return _widened(on.host(out), scalar), np.concatenate(found)
+        return widened(on.host(out), scalar).astype(np.float64), np.concatenate(found)
 
     return case
 
@@ -89,16 +89,3 @@ def _attend(q: Floats, keys: Floats, values: Floats) -> Floats:
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     mixed: Floats = np.einsum("hqt,htd->qhd", weights / weights.sum(-1, keepdims=True), values)
     return mixed
-
-
-def _rounded(x: npt.NDArray[Any], scalar: str) -> npt.NDArray[Any]:
-    """The numbers as a kernel holds them; bfloat16, cut off rather than rounded, as its bits."""
-    if scalar == "bf16":
-        return (np.ascontiguousarray(x, np.float32).view(np.uint32) >> 16).astype(np.uint16)
-    return np.ascontiguousarray(x, np.float32 if scalar == "fp32" else np.float16)
-
-
-def _widened(x: npt.NDArray[Any], scalar: str) -> Floats:
-    if scalar == "bf16":
-        x = (x.astype(np.uint32) << 16).view(np.float32)
-    return x.astype(np.float64)

@@ -48,6 +48,10 @@ class Executor(Protocol):
         """Memory that nobody has written to."""
         ...
 
+    def pinned(self, shape: Sequence[int], scalar: str) -> Array:
+        """Memory of the host that kernels can reach: where swapped blocks lie."""
+        ...
+
     def host(self, array: Array) -> npt.NDArray[Any]:
         """A copy in NumPy, when all that was launched is done."""
         ...
@@ -106,7 +110,7 @@ class CudaExecutor:
         return attrs.evolve(array, pointer=int(buffer.handle), owner=buffer, on_gpu=True)
 
     def pinned(self, shape: Sequence[int], scalar: str) -> Array:
-        """Memory of the host that kernels can reach: where swapped blocks lie."""
+        """See `Executor.pinned`."""
         from cuda.core import LegacyPinnedMemoryResource
 
         array = Array(pointer=0, shape=tuple(shape), scalar=scalar)

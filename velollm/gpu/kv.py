@@ -27,6 +27,10 @@ def write_kv(
     halves: bool = False,
     key_scales: Any = None,
     value_scales: Any = None,
+    bias: Any = None,
+    q_norm: Any = None,
+    k_norm: Any = None,
+    epsilon: float = 1e-5,
     on: Executor | None = None,
 ) -> Any:
     """Turn queries and keys by their positions, put keys and values into the cache, and return the turned queries.
@@ -35,7 +39,9 @@ def write_kv(
     16, head_dim], changed in place: of the same type, or fp8 (e4m3) or int8 of numbers divided by `key_scales` and
     `value_scales` [kv_heads]. slots: [tokens] int64, block * 16 + place, or -1 for what is not kept. positions:
     [tokens] int32. rotations: [positions, rotary / 2, 2] fp32, of `rotations()`. Neighbours turn together (llama in
-    GGUF), or with `halves` those half of `rotary` apart (Qwen, and llama in safetensors).
+    GGUF), or with `halves` those half of `rotary` apart (Qwen, and llama in safetensors). `bias` [heads + 2 * kv_heads,
+    head_dim] is added first (Qwen2); `q_norm` and `k_norm` [head_dim] with `epsilon` norm each head before it turns
+    (Qwen3); all of the type of `qkv`. head_dim is at most 256.
 
     Returns [tokens, heads, head_dim]. Raises `ValueError` when shapes do not fit together, `TypeError` for types that
     no kernel reads.
@@ -48,7 +54,7 @@ def write_kv(
     rotary = 2 * rotations.shape[1]
     if keys.shape != values.shape or keys.shape[2:] != (BLOCK, head_dim) or keys.scalar != values.scalar or heads < 1:
         raise ValueError(f"{made.shape} does not fit caches {keys.shape} and {values.shape}")
-    if slots.size != tokens or positions.size != tokens or rotary > head_dim or head_dim % 2:
+    if slots.size != tokens or positions.size != tokens or rotary > head_dim or head_dim % 2 or head_dim > 256:
         raise ValueError(f"slots {slots.shape}, positions {positions.shape} or rotations {rotations.shape} do not fit")
     if (slots.scalar, positions.scalar, rotations.scalar) != ("int64", "int32", "fp32"):
         raise TypeError("slots are int64, positions int32, rotations fp32")
@@ -56,13 +62,17 @@ def write_kv(
         raise TypeError(f"{made.scalar} cannot be kept in a cache of {keys.scalar}")
     turned = on.empty((tokens, heads, head_dim), made.scalar)
     scales = [None if one is None else on.array(one) for one in (key_scales, value_scales)]
+    changes = [None if one is None else on.array(one, made.scalar) for one in (bias, q_norm, k_norm)]
+    for one, size in zip(changes, (all_heads * head_dim, head_dim, head_dim), strict=True):
+        if one is not None and (one.size != size or one.scalar != made.scalar):
+            raise ValueError(f"a bias or a norm of {one.scalar} {one.shape} for {made.scalar} {made.shape}")
     on.launch(
         kernel("write_kv", made.scalar, cache=keys.scalar),
         grid=(tokens, 1, 1),
         block=128,
         arguments=(
-            *(turned, keys, values, made, slots, positions, rotations, *scales),
-            *(heads, kv_heads, head_dim, rotary, int(halves)),
+            *(turned, keys, values, made, slots, positions, rotations, *scales, *changes),
+            *(float(epsilon), heads, kv_heads, head_dim, rotary, int(halves)),
         ),
     )
     return returned(on, turned, qkv)

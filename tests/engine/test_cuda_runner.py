@@ -1,0 +1,170 @@
+"""The CUDA runner, its kernels emulated: the logits of NumpyRunner and of llama.cpp, and the same greedy tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from emulator.executor import Emulator, compiler
+from tiny_gguf import write_tiny_gguf
+
+from velollm.engine import BlockManager, CudaRunner, EngineCore, JobSpec, NumpyRunner, SamplingParams, Sequence
+from velollm.engine.events import Copy, Discard, Export, Import
+from velollm.engine.runner import Runner
+from velollm.engine.scheduler import Chunk
+from velollm.errors import ConfigError
+
+pytestmark = pytest.mark.skipif(compiler() is None, reason="there is no C++ compiler (g++) to emulate kernels with")
+needs_llama = pytest.mark.skipif(find_spec("xllamacpp") is None, reason="the extra llamacpp is not installed")
+
+WIDE = {"attention.head_count": 2, "attention.head_count_kv": 1, "rope.dimension_count": 64}  # heads of 64
+
+
+def metadata(architecture: str = "llama") -> dict[str, Any]:
+    return {f"{architecture}.{key}": value for key, value in WIDE.items()}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_gguf(tmp_path_factory.mktemp("wide") / "wide.gguf", metadata=metadata())
+
+
+def chunks(runs: list[tuple[int, int]], seed: int = 0) -> Iterator[Chunk]:
+    """Sequences of random tokens in blocks of their own: (computed already, to be computed now)."""
+    blocks = BlockManager(32)
+    random = np.random.default_rng(seed)
+    for number, (start, count) in enumerate(runs):
+        sequence = Sequence(number, random.integers(0, 500, start + count).tolist())
+        sequence.table = blocks.open()
+        assert sequence.table is not None
+        assert blocks.grow(sequence.table, 0, start + count)
+        yield Chunk(sequence, start, count)
+
+
+def computed(runner: Runner, runs: list[tuple[int, int]]) -> list[np.ndarray[Any, Any]]:
+    """The logits of the last steps, after what came before was computed in steps of its own."""
+    wanted = list(chunks(runs))
+    before = [Chunk(chunk.sequence, 0, chunk.start) for chunk in wanted if chunk.start]
+    if before:
+        runner.execute(before)
+    return [runner.execute(wanted).copy()]
+
+
+RUNS = [(0, 37), (16, 1), (20, 3), (31, 2), (5, 40)]
+
+
+def test_logits_are_those_of_the_reference(tiny: Path) -> None:
+    expected = computed(NumpyRunner(tiny, 32), RUNS)[0]
+    for scalar, tolerance in (("fp32", 2e-5), ("fp16", 2e-2), ("bf16", 1e-1)):
+        on = Emulator(seed=2)
+        got = computed(CudaRunner(tiny, 32, scalar=scalar, on=on), RUNS)[0]
+        assert got.shape == expected.shape == (5, 512)
+        assert np.abs(got - expected).max() < tolerance * np.abs(expected).max()
+        kinds = {name.rpartition("_d64")[0] for name in on.launched if name.startswith("paged")}
+        wanted = (
+            {"paged_attention_simt_fp32"} if scalar == "fp32" else {f"paged_decode_{scalar}", f"paged_prefill_{scalar}"}
+        )
+        assert kinds == wanted
+
+
+class NoEnd:
+    """Tokens that never end an answer."""
+
+    def piece(self, token: int) -> bytes:
+        return b"x"
+
+    def is_end(self, token: int) -> bool:
+        return False
+
+
+MODES: dict[str, dict[str, Any]] = {
+    "batched": {},
+    "in pieces": {"token_budget": 9},
+    "swapped": {"num_blocks": 8, "swap_tokens": 10_000, "recompute": 0},
+    "forked": {"n": 3},
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_greedy_tokens_are_those_of_the_reference(tiny: Path, mode: str) -> None:
+    options = dict(MODES[mode])
+    num_blocks, n = options.pop("num_blocks", 32), options.pop("n", 1)
+    random = np.random.default_rng(7)
+    prefix = random.integers(0, 500, 20).tolist()
+    prompts = [prefix + random.integers(0, 500, 12).tolist() for _ in range(3)]
+    answers = []
+    for runner in (NumpyRunner(tiny, num_blocks), CudaRunner(tiny, num_blocks, scalar="fp32", on=Emulator())):
+        core = EngineCore(runner, NoEnd(), **options)
+        jobs = [
+            core.add(JobSpec(prompt=one, sampling=SamplingParams(temperature=0), max_tokens=20, n=n)) for one in prompts
+        ]
+        said: dict[Any, list[int]] = {}
+        while not core.idle:
+            for job, update in core.step():
+                assert not isinstance(update, BaseException), update
+                said.setdefault((jobs.index(job), update.index), []).extend(update.tokens)
+        answers.append(said)
+        assert bool(core.scheduler.counters.swapped) == (mode == "swapped")
+        runner.close()
+    assert answers[0] == answers[1]
+    assert all(len(tokens) == 20 and len(set(tokens)) > 3 for tokens in answers[0].values())
+
+
+def test_blocks_are_copied_carried_away_and_brought_back(tiny: Path) -> None:
+    on = Emulator()
+    runner = CudaRunner(tiny, 8, scalar="fp32", on=on)
+    pages = on.view(runner._pages)
+    pages[...] = np.random.default_rng(0).standard_normal(pages.shape)
+    before = pages.copy()
+    runner.apply([Copy(1, 5, 3), Export(7, 0, (5, 2), 20)])
+    pages[:, [5, 2]] = np.nan
+    runner.apply([Import(7, 0, (0, 6)), Export(8, 0, (3,), 16), Discard(8)])
+    assert np.array_equal(pages[:, [0, 6]], before[:, [1, 2]])
+    assert runner._kept == {}
+
+
+@needs_llama
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+def test_logits_are_those_of_llama_cpp(tmp_path: Path, architecture: str) -> None:
+    """Qwen2 has biases, Qwen3 norms of heads, and both turn halves: the same file says the same in llama.cpp."""
+    from velollm.engine import LlamaCppRunner
+
+    random = np.random.default_rng(3)
+    tensors: dict[str, Any] = {}
+    for layer in range(2):
+        block = f"blk.{layer}.attn_"
+        if architecture == "qwen2":
+            sizes = (("q", 128), ("k", 64), ("v", 64))
+            tensors |= {f"{block}{name}.bias": random.standard_normal(size).astype(np.float32) for name, size in sizes}
+        if architecture == "qwen3":
+            tensors |= {f"{block}{name}_norm.weight": random.uniform(0.5, 2, 64).astype(np.float32) for name in "qk"}
+    more = {"qwen3.attention.key_length": 64, "qwen3.attention.value_length": 64} if architecture == "qwen3" else {}
+    path = write_tiny_gguf(
+        tmp_path / "model.gguf", architecture=architecture, tensors=tensors, metadata={**metadata(architecture), **more}
+    )
+    runs = [(0, 30), (0, 2)]
+    llama = LlamaCppRunner(path, 32, threads=1, kv_type="f32")
+    expected = computed(llama, runs)[0]
+    got = computed(CudaRunner(path, 32, scalar="fp32", on=Emulator()), runs)[0]
+    llama.close()
+    assert np.abs(got - expected).max() < 2e-3 * np.abs(expected).max()
+
+
+def test_what_the_kernels_cannot_compute_is_refused(tmp_path: Path) -> None:
+    narrow = write_tiny_gguf(tmp_path / "narrow.gguf")
+    with pytest.raises(ConfigError, match="heads of 32 over 2 are not supported"):
+        CudaRunner(narrow, on=Emulator())
+    other = write_tiny_gguf(tmp_path / "other.gguf", architecture="gemma3", metadata=metadata("gemma3"))
+    with pytest.raises(ConfigError, match="not 'gemma3'"):
+        CudaRunner(other, on=Emulator())
+    with pytest.raises(ConfigError, match="'fp64' is none of"):
+        CudaRunner(narrow, scalar="fp64", on=Emulator())
+    stretched = write_tiny_gguf(
+        tmp_path / "stretched.gguf", metadata={**metadata(), "llama.rope.scaling.type": "sideways"}
+    )
+    with pytest.raises(ConfigError, match="scaling 'sideways'"):
+        CudaRunner(stretched, on=Emulator())
