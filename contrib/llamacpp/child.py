@@ -43,6 +43,8 @@ def server_parameters(library: Any, given: dict[str, Any]) -> Any:
     parameters.port = 0
     parameters.ui = False
     parameters.endpoint_metrics = True
+    if given.get("slot_save_path"):
+        parameters.slot_save_path = os.path.join(given["slot_save_path"], "")
     parameters.n_ctx = given["context"] * (1 if given["unified"] else given["slots"])
     parameters.n_parallel = given["slots"]
     parameters.kv_unified = given["unified"]

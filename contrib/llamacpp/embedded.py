@@ -29,6 +29,7 @@ from velollm.errors import (
     ConfigError,
     ModelNotFound,
 )
+from velollm.hardware.gguf import kv_bytes_per_token
 from velollm.messages import ChatEvent, ChatRequest, Embeddings, EmbedRequest, ModelInfo
 from velollm.models.gguf import GGUF, read_gguf
 from velollm.models.hub import fetch_files, need_hub, parse_hub
@@ -44,6 +45,7 @@ NOTICE_SECONDS = 0.3  # a broken connection is noticed before the end of the pro
 # A request that fails so soon was sent to a process that was dying already: it is sent once more, to the next.
 DYING_SECONDS = 0.25
 HEALTH_SECONDS = 3.0
+LARGEST_SAVED = 512 * 1024 * 1024  # bytes of one slot in a file
 
 
 class EmbeddedBackend(Backend):
@@ -100,6 +102,7 @@ class EmbeddedBackend(Backend):
         self.name = name or self.model
         self.aliases = frozenset(aliases)
         self._file: tuple[Path, GGUF] | None = None
+        self._most_saved: int | None = None
         if model.startswith("hf:"):
             parse_hub(model)
             need_hub()
@@ -220,11 +223,20 @@ class EmbeddedBackend(Backend):
 
     def _process(self, parameters: dict[str, Any]) -> LlamaProcess:
         """The child, not started yet."""
-        return LlamaProcess(parameters, name=self.name)
+        replicates = parameters["slots"] > 1 and not parameters["unified"]
+        return LlamaProcess(parameters, name=self.name, saves_slots=replicates)
 
     def _client(self, url: str, key: str) -> Backend:
         """What talks to the child that serves `url`."""
-        return LlamaServerBackend(url, name=self.name, limits=self._limits, api_key=key, transport=self._transport)
+        return LlamaServerBackend(
+            url,
+            name=self.name,
+            limits=self._limits,
+            api_key=key,
+            transport=self._transport,
+            exclusive=True,
+            most_tokens=self._most_saved,
+        )
 
     # ---- its life ----
 
@@ -249,6 +261,7 @@ class EmbeddedBackend(Backend):
         plan = self._plan(header)
         key = secrets.token_urlsafe(32)  # other users of this machine could reach its port
         names = [self.model]
+        self._most_saved = int(LARGEST_SAVED / max(kv_bytes_per_token(header, self._options["kv_type"]), 1))
         process = self._process({**attrs.asdict(plan), "path": str(path), "names": names, "key": key})
         try:
             url = await process.start(self._start_timeout)

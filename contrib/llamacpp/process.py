@@ -10,9 +10,11 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Mapping
@@ -37,11 +39,16 @@ LOG_LINE = re.compile(r"(?:[\d.]+ )?(?P<level>[DIWE]) (?P<words>.*)")
 class LlamaProcess:
     """A llama-server started with `parameters` (those of `child.server_parameters`), called `name` in messages.
 
-    `child` is another program that is started and reports in the same way.
+    `child` is another program that is started and reports in the same way. With `saves_slots` it has a folder to save
+    its slots in for as long as it lives.
     """
 
-    def __init__(self, parameters: Mapping[str, Any], *, name: str, child: Path = CHILD) -> None:
+    def __init__(
+        self, parameters: Mapping[str, Any], *, name: str, child: Path = CHILD, saves_slots: bool = False
+    ) -> None:
         self.name = name
+        self._saves_slots = saves_slots
+        self._folder: str | None = None
         self._child = child
         self.url = ""
         self.ended = asyncio.Event()
@@ -59,6 +66,9 @@ class LlamaProcess:
 
     async def start(self, seconds: float) -> str:
         """Start the child and return the URL it serves. Raises `BackendError` when it ends, or takes too long."""
+        parameters = dict(self._parameters)
+        if self._saves_slots:
+            parameters["slot_save_path"] = self._folder = tempfile.mkdtemp(prefix="velollm-slots-")
         self._process = process = subprocess.Popen(  # noqa: ASYNC220, S603 (quick; our own file, no shell)
             [sys.executable, "-P", str(self._child)],
             stdin=subprocess.PIPE,
@@ -71,7 +81,7 @@ class LlamaProcess:
         threading.Thread(target=self._listen, args=(process.stdout,), name="llamacpp-ready", daemon=True).start()
         threading.Thread(target=self._follow, args=(process.stderr,), name="llamacpp-log", daemon=True).start()
         try:
-            process.stdin.write(json.dumps(dict(self._parameters)).encode() + b"\n")
+            process.stdin.write(json.dumps(parameters).encode() + b"\n")
             process.stdin.flush()
         except BrokenPipeError:
             pass  # it has ended already: `ended` and the log say why
@@ -93,6 +103,13 @@ class LlamaProcess:
 
     async def stop(self) -> None:
         """End the child: by closing its pipe, else by force."""
+        try:
+            await self._end()
+        finally:
+            if self._folder is not None:
+                shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def _end(self) -> None:
         process = self._process
         if process is not None and process.poll() is None:
             self._stopping = True

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from typing import Any
 from urllib.parse import urlsplit
 
 import attrs
@@ -19,6 +20,7 @@ from velollm.backend import Capabilities, Limits
 from velollm.continuation import Kept, Said, Token, check_resumable, ended, is_greedy, rest
 from velollm.contrib.forced import as_calls, forced_call
 from velollm.contrib.llamacpp.properties import ServerProperties, read_model, read_properties
+from velollm.contrib.llamacpp.replication import Replicator, in_slot
 from velollm.contrib.llamacpp.resumed import likely_tokens, rest_of, said_tokens
 from velollm.contrib.openai import OpenAIBackend
 from velollm.contrib.toolless import has_tool_turns, tell_tools
@@ -45,7 +47,9 @@ RETRY_SECONDS = 2.0
 class LlamaServerBackend(OpenAIBackend):
     """The llama-server at `llamacpp://host:port` (with `--api-path`, that path after it).
 
-    It has one model and serves it under any name, unless it runs as a router.
+    It has one model and serves it under any name, unless it runs as a router. Where it may save its slots
+    (`--slot-save-path`), conversations are placed on slots, and beginnings that they share are carried from one to the
+    other (`replicate`), of no more than `most_tokens`; an `exclusive` server has no clients but this one.
     """
 
     kind = "llamacpp"
@@ -68,17 +72,26 @@ class LlamaServerBackend(OpenAIBackend):
         api_key: str | None = None,
         headers: Mapping[str, str] = {},
         transport: httpx.AsyncBaseTransport | None = None,
+        replicate: bool = True,
+        exclusive: bool = False,
+        most_tokens: int | None = None,
     ) -> None:
         super().__init__(
             _openai_url(url), name=name, limits=limits, api_key=api_key, headers=headers, transport=transport
         )
         self._properties: tuple[float, ServerProperties] | None = None
+        self._replicates = replicate
+        self._replication: dict[str, Any] = {"exclusive": exclusive, "most_tokens": most_tokens}
+        self._replicator: Replicator | None = None
 
     def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         """Generate. What needs no help goes straight through."""
         if request.n > 1:
             return self._in_turns(request)
-        return self._once(request)
+        plain = request.asks_nothing or request.suffix is not None or request.echo
+        if plain or not self._replicates or "id_slot" in request.extra:
+            return self._once(request)
+        return self._in_its_slot(request)
 
     async def models(self) -> list[ModelInfo]:
         """The model that is loaded (of a router: those it can load)."""
@@ -175,6 +188,27 @@ class LlamaServerBackend(OpenAIBackend):
         if request.tools or has_tool_turns(request) or request.suffix is not None or request.echo or request.logprobs:
             return self._helped(request)
         return super().chat(request)
+
+    async def _in_its_slot(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+        """Generate in a slot that has the beginning of the prompt, as far as any other has it."""
+        async with (await self._slots()).place(request) as place:
+            asked = request if place is None else in_slot(request, place.slot)
+            async with aclosing(self._once(asked)) as events:
+                async for event in events:
+                    if place is not None and event.usage is not None:
+                        place.judge(event.usage.cached_tokens)
+                    yield event
+
+    async def _slots(self) -> Replicator:
+        if self._replicator is None:
+            count = (await self.properties()).slots or 1
+            root = self.prefix.removesuffix("/v1")
+            made = Replicator(self.upstream, root, count, self._prompt, **self._replication)
+            await made.probe()
+            if self._replicator is None:
+                self._replicator = made
+        self._replicates = self._replicator.active
+        return self._replicator
 
     async def _in_turns(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         """As many choices at once as there are slots, for more are refused."""

@@ -68,6 +68,7 @@ class Engine(ScriptedEngine):
         self.words = ["Hel", "lo"]
         self.finish = "stop"
         self.caps: dict[str, Any] | None = {"supports_tools": True}
+        self.answers["/slots/0"] = lambda request: httpx.Response(501, json={"error": "no --slot-save-path"})
 
     @property
     def sent(self) -> Any:

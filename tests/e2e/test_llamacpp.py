@@ -473,3 +473,30 @@ async def test_llama_server_over_http(backend: EmbeddedBackend) -> None:
     async with LlamaServerBackend(url, api_key="wrong") as server:
         with pytest.raises(BackendError, match="credentials"):
             await answer(server, ask())
+
+
+async def test_what_prompts_share_is_carried_from_slot_to_slot(tiny: Path) -> None:
+    """The answers are those of slots that compute it all themselves, and far less is computed."""
+    shared = "the quick brown fox jumps over the lazy dog and then it sleeps in the warm sun " * 20
+    found = {}
+    for mode in (True, False):
+        async with EmbeddedBackend(str(tiny), ctx=2048, parallel=4, threads=1, kv_type="f32") as backend:
+            await backend.start()
+            server = backend._running and backend._running.server
+            assert isinstance(server, LlamaServerBackend)
+            server._replicates = mode
+            asked = [
+                ChatRequest(messages=[Message(role="user", content=f"{shared} {one}")], max_tokens=12, temperature=0)
+                for one in range(12)
+            ]
+            found[mode] = await asyncio.gather(*(answer(backend, request) for request in asked))
+            folder = server._replicator and backend._running and Path(backend._running.process._folder or "/none")
+            assert bool(folder and list(folder.iterdir())) == mode
+        assert folder is None or not folder.exists()
+    texts = {mode: [answer.choices[0].text for answer in answers] for mode, answers in found.items()}
+    assert texts[True] == texts[False]
+    computed = {
+        mode: sum(one.usage.prompt_tokens - (one.usage.cached_tokens or 0) for one in answers if one.usage)
+        for mode, answers in found.items()
+    }
+    assert computed[True] < 0.6 * computed[False]

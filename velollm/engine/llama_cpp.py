@@ -99,6 +99,7 @@ class GrammarTokenizer(c.Structure):
 
 FUNCTIONS: dict[str, tuple[Any, ...]] = {  # name: result, arguments
     "llama_backend_init": (None,),
+    "llama_supports_gpu_offload": (BOOL,),
     "llama_model_default_params": (ModelParams,),
     "llama_context_default_params": (ContextParams,),
     "llama_model_load_from_file": (POINTER, TEXT, ModelParams),

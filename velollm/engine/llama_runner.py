@@ -32,6 +32,9 @@ KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_
 MAX_SLOTS = 256  # LLAMA_MAX_SEQ
 LONE_SLOTS = 16  # where every slot costs memory of its own
 GRAIN = 256  # llama.cpp rounds its memory up to this many cells
+# From so many tokens on, attention on a CPU goes tile by tile, of 64 tokens and 64 cells. A tile with tokens of many
+# sequences finds no cells to leave out: those that decode are computed by themselves, as long as they are fewer.
+TILE = 64
 
 
 class LlamaModel:
@@ -103,6 +106,7 @@ class LlamaCppRunner:
             raise ConfigError(f"llama.cpp finds no memory for {params.n_ctx} tokens of context; a smaller --ctx may do")
         self._memory = self._library.llama_get_memory(self._context)
         self._batch = _Arrays(batch)
+        self._tiles = not self._library.llama_supports_gpu_offload()
         self._kept: dict[int, npt.NDArray[np.uint8]] = {}
         trained = self.model.context or num_blocks * BLOCK_SIZE
         self.limits = RunnerLimits(
@@ -133,7 +137,14 @@ class LlamaCppRunner:
                     pass  # a copy: its cells are owned already
 
     def execute(self, chunks: Sequence[Chunk]) -> Floats:
-        """One `llama_decode`."""
+        """One `llama_decode`, or two: see `TILE`."""
+        single = next((at for at, chunk in enumerate(chunks) if chunk.count > 1), 0)
+        if not self._tiles or not 0 < single < TILE:
+            return self._decode(chunks)
+        first = self._decode(chunks[:single]).copy()
+        return np.concatenate((first, self._decode(chunks[single:])))
+
+    def _decode(self, chunks: Sequence[Chunk]) -> Floats:
         rows = self._batch.fill(chunks)
         code = self._library.llama_decode(self._context, self._batch.struct)
         if code != 0:
