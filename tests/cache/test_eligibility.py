@@ -124,13 +124,19 @@ def test_controls() -> None:
         ("No-Store, max-age=60", None, Controls(no_store=True, max_age=60)),
         ('max-age="5"', "30", Controls(max_age=5, ttl=30)),
         ("max-age=0", "0", Controls(max_age=0, ttl=0)),
-        ("max-age=-5, max-age", "soon", Controls()),
-        ("max-age=\u0665, =,;;", "1e3", Controls()),
+        ("max-age=-5, max-age", "", Controls()),
+        ("max-age=\u0665, =,;;", "2m", Controls(ttl=120)),
         ("max-age=999999999999999", None, Controls()),
     ],
 )
 def test_headers(header: str | None, ttl: str | None, expected: Controls) -> None:
     assert Controls.from_headers(header, ttl) == expected
+
+
+@pytest.mark.parametrize("ttl", ["x", "-1", "soon", "nan", " ", "1h30", "9" * 5000])
+def test_a_time_to_live_that_is_none(ttl: str) -> None:
+    with pytest.raises(ValueError, match="must be a duration"):
+        Controls.from_headers(None, ttl)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ NEVER = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["tuned", "held"])
+@pytest.mark.parametrize("name", ["tuned", "held", "fresh"])
 def test_the_promise(name: str) -> None:
     result = score(read_pairs(FOLDER / f"{name}.jsonl"))
     wrong = result.false_hits()

@@ -236,7 +236,7 @@ def test_the_command_line_tells_what_the_server_keeps(tmp_path: Path, engine: Se
         stats = json.loads(run("stats", "--json").stdout)
         assert (stats["hits"], stats["shadow_hits"], stats["store"]["entries"]) == ({"exact": 1}, 1, 3)
         report = run("report").stdout
-        assert "3 questions that the exact and canonical tiers could not answer" in report
+        assert "3 questions that had not been asked before in the same words" in report
         assert "too few to judge by" in report
         exported = [json.loads(line) for line in run("export").stdout.splitlines()]
         assert [entry["prompt"] for entry in exported] == [QUESTION, PARAPHRASE, NEAR_MISS]

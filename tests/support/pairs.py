@@ -1,6 +1,7 @@
 """Labelled pairs of questions: which of them the cache may answer from each other, and which it must not.
 
-`tuned` was looked at while the rules were written. `held` was not: it says what to expect of unseen questions.
+`tuned` was looked at while the rules were written. `held` was not, nor was `fresh` before it was first measured (98.8 %
+precision, 82 % recall): they say what to expect of unseen questions.
 Where two readers could differ, a pair is labelled as different.
 """
 

@@ -36,7 +36,7 @@ _ASIDES = re.compile(
     r"|silly |stupid |basic )+question"
     r"(?: for you)?|(?:i have (?:a|one|another) )question(?: for you)?(?= [,.])|(?:can|may|could) i ask you (?:something|a question)(?= [,.])"
     r"|i need (?:some |your |a bit of )?help(?: with (?:this|something))?(?= [,.])|(?:thank you|thanks)(?: so much| a lot)?(?= [,.])"
-    r"|(?:could|can) you help me(?: with this| out)?(?= [,.])|sorry to (?:bother|disturb|trouble) you|sorry for bothering you|excuse me|pardon me|just curious"
+    r"|(?:could|can) you help me(?: with this| out)?(?= [,.])|(?:i am (?:so |very |really |terribly )?)?sorry (?:to (?:bother|disturb|trouble)|for (?:bothering|disturbing|troubling)) you|excuse me|pardon me|just curious"
     r"|just wondering|out of curiosity|if you do not mind|if possible|thanks in advance|(?:thank you|thanks)(?: so much)? for (?:your|the|all your) (?:help|time|assistance)|i hope you are (?:well"
     r"|doing well))"
     r"(?: [,.])?(?: but)?"

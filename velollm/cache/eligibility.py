@@ -10,6 +10,8 @@ from typing import Any, Final, Literal
 
 import attrs
 
+from velollm.config.units import parse_seconds
+
 __all__ = ["TIERS", "Controls", "Eligibility", "Tier", "assess", "why_not_stored"]
 
 Tier = Literal["exact", "canonical", "semantic"]
@@ -43,7 +45,9 @@ TIME_BOUND: Final = Wording.of(
     "date year weather temperature price report forecast latest news score",
     r"\b(?:today(?:'s)?|tonight(?:'s)?|tomorrow(?:'s)?|yesterday(?:'s)?|right now|at the moment|as we speak|just now"
     r"|(?:this|next|last) (?:week|weekend|month)|this (?:morning|afternoon|evening)|last night"
-    r"|(?:what|which) (?:time|day|date|month|year) is (?:it|this)|what is the (?:time|date)|what's the (?:time|date)"
+    r"|(?:what|which) (?:time|day|date|month|year) is (?:it|this)"
+    # `what is the time complexity of ...` is no question of the hour
+    r"|what(?: is|'s) the (?:time|date)(?= (?:in|now|right|today|here|there|please)\b|\W*\Z)"
     r"|current (?:time|date|day|weather|temperature|price|score)|(?:the )?time now|(?:what is|what's|how is|how's)"
     r" the weather"
     r"|(?:weather|traffic|stock) (?:report|forecast)|latest (?:news|score|scores|headlines|price)|breaking news"
@@ -75,7 +79,12 @@ OWN_DATA: Final = Wording.of(
 )
 RANDOM: Final = Wording.of(
     "random randomly surprise another one again else roll flip",
-    r"\b(?:random|randomly|surprise me|another|different one|one more|again|else|roll (?:a|the) dic?e|flip a coin)\b",
+    # who asks how chance works, or how to do something else than something, does not ask for another sample
+    r"(?:\A(?!how |why |explain |define |describe ).*\brandom(?:ly)?\b"
+    r"|\b(?:surprise me|different one|one more|again|roll (?:a|the) dic?e|flip a coin"
+    r"|(?:\A|(?:give|tell|show|write|make|suggest|say|find|try|do|sing|ask|draw|create|generate|recommend)"
+    r"(?: (?:me|us))? )another|another one"
+    r"|(?:what|who|where|how|any\w+|some\w+|nothing) else)\b)",
 )
 
 _WORD = re.compile(r"\w+")
@@ -99,8 +108,8 @@ class Controls:
 
     @classmethod
     def from_headers(cls, cache_control: str | None = None, ttl: str | None = None) -> Controls:
-        """Read `cache-control` and `x-velollm-cache-ttl`. Directives and numbers that make no sense are ignored,
-        as RFC 9111 asks."""
+        """Read `cache-control` and `x-velollm-cache-ttl`. What makes no sense in the first is ignored, as RFC 9111
+        asks; the second is ours alone, and whoever sends it means it: raises `ValueError` where it is no duration."""
         if not cache_control and not ttl:
             return NO_CONTROLS
         directives = {
@@ -111,7 +120,7 @@ class Controls:
             no_cache="no-cache" in directives,
             no_store="no-store" in directives,
             max_age=_seconds(directives.get("max-age")),
-            ttl=_seconds(ttl),
+            ttl=parse_seconds(ttl) if ttl else None,
         )
 
 

@@ -22,6 +22,7 @@ _NOT_EST = (
 _SUPERLATIVE = rf"(?:(?:most|least) \S+|best|worst|{_NOT_EST}\w{{2,}}est)"
 _GIVE = r"(?:give|provide|show|offer|share|tell|send|get)(?: (?:me|us))?(?: with)?"
 
+_WANTED = "(?:give (?:me )?|i (?:want|need|would like) )"
 _JUDGED = (
     "(?:safe|dangerous|risky|ok|okay|fine|legal|illegal|bad|good|healthy|unhealthy|possible|impossible|hard|difficult"
     "|easy|rude|normal|expensive|cheap|harmful|necessary|important)"
@@ -80,6 +81,7 @@ REWRITES = _rules(
     (r"^what does (.+) does$", r"what does \1 do"),
     (r"^what does (.+) means?$", r"what does \1 mean"),
     (r"^(?:explain |describe )?the way (?:that |in which )?(?=\S+ )", "how "),
+    (r"^what would be ", "what is "),
     # which → what
     (r"^which ", "what "),
     (r"^in (?:what|which) year ", "what year "),
@@ -93,11 +95,11 @@ REWRITES = _rules(
     (rf"^what {_BE} (.+) (?:short for|an? (?:abbreviation|acronym) (?:for|of))$", r"what does \1 stand for"),
     (rf"^what {_BE} the (?:meaning|definition) of (?:the (?:word|term|expression|phrase) )?(.+)$", r"what does \1 mean"),
     (r"^(?:define|what does) (?:the )?(?:word|term|expression|phrase) (.+?)( mean)?$", r"what does \1 mean"),
-    (r"^(?:give (?:me )?)?(?:the |a )?definition of (.+)$", r"define \1"),
+    (rf"^{_WANTED}?(?:the |a )?definition of (.+)$", r"define \1"),
     (rf"^(?:explain|tell me) what (?=.+ {_BE}$)(.+) ({_BE})$", r"what \2 \1"),
     (r"^explain (?:the )?(?:concept|idea|notion|term|meaning) of (.+)$", r"explain \1"),
-    (r"^(?:give (?:me )?)?(?:an |the )?explanation of (.+)$", r"explain \1"),
-    (r"^(?:give (?:me )?)?(?:a |the )?summary of (.+)$", r"summarize \1"),
+    (rf"^{_WANTED}?(?:an |the )?explanation of (.+)$", r"explain \1"),
+    (rf"^{_WANTED}?(?:a |the )?summary of (.+)$", r"summarize \1"),
     (r"^what do you know about (.+)$", r"tell me about \1"),
     (r"^(?:calculate|compute|work out|find) (?:the value of )?(?=(?:the )?(?:square|cube|sum|product|result|\d|-\d))", "what is "),
     (r"^what (?:is|are) (.+?) (?:used )?for$", r"what does \1 do"),
@@ -117,7 +119,7 @@ REWRITES = _rules(
     (r"^what (?:is|are) the (currency|language|languages) (?:used|spoken) in ", r"what is the \1 of "),
     (r"^what currency (?:does|do) (.+) use$", r"what is the currency of \1"),
     (r"^why do (earthquakes|\w+s) (?:happen|occur)$", r"what causes \1"),
-    (r"^how fast (?:does|do) (.+) (?:travel|move)$", r"what is the speed of \1"),
+    (r"^how fast (?:does|do) (.+) (?:travel|move)( (?:in|through) .+)?$", r"what is the speed of \1\2"),
     (r"^what is (.+) 's date of birth$", r"when was \1 born"),
     (r"^what is the (?:date of birth|birth date|birthday) of (.+)$", r"when was \1 born"),
     (r"^what is the (?:birthplace|place of birth) of (.+)$", r"where was \1 born"),
@@ -129,6 +131,7 @@ REWRITES = _rules(
     # measures
     *((rf"^how (?:{adjectives}) (is|are|was) (?!it\b|i\b)(.+)$", rf"what \1 the {noun} of \2") for adjectives, noun in _MEASURES.items()),
     (r"^how far (?:away |apart )?(is|are) (.+) from (.+)$", r"what is the distance between \2 and \3"),
+    (r"^how far from (.+) (?:is|are) (.+)$", r"what is the distance between \2 and \1"),
     (r"^how far away (is|are) (.+)$", r"what is the distance to \2"),
     (r"^what is the distance from (.+) to (.+)$", r"what is the distance between \1 and \2"),
     (r"^how much (?:does|do) (.+) weigh$", r"what is the weight of \1"),

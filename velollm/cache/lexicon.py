@@ -23,6 +23,7 @@ __all__ = [
     "MEDIUMS",
     "MISSPELLINGS",
     "MODALS",
+    "NAMESAKES",
     "NEGATIONS",
     "NOT_PLURAL",
     "NUMBER_WORDS",
@@ -64,6 +65,9 @@ PREPOSITIONS = _set(
 
 # Words that mean one thing in capitals (or capitalised) and another without, so often that the spelling must decide.
 CASE_SENSITIVE = _set("us it who aids or in me am is as at be so polish")
+
+# Words that are a name in capitals and a thing without, where an article stands before them.
+NAMESAKES = _set("turkey china jordan mercury amazon apple march may august")
 
 NUMBER_WORDS = _pairs(
     "two:2 three:3 four:4 five:5 six:6 seven:7 eight:8 nine:9 ten:10 eleven:11 twelve:12 thirteen:13 fourteen:14 "

@@ -12,7 +12,16 @@ import unicodedata
 
 import attrs
 
-from velollm.cache.lexicon import CASE_SENSITIVE, CONTRACTIONS, MISSPELLINGS, NUMBER_WORDS, QUESTION_WORDS, UNITS
+from velollm.cache.lexicon import (
+    ARTICLES,
+    CASE_SENSITIVE,
+    CONTRACTIONS,
+    MISSPELLINGS,
+    NAMESAKES,
+    NUMBER_WORDS,
+    QUESTION_WORDS,
+    UNITS,
+)
 
 __all__ = ["Text", "is_verbatim", "tokenize"]
 
@@ -43,7 +52,7 @@ _PREAMBLE = re.compile(
     r"(?:(?:hi|hello|hey)(?: there)?[,.! ]*)?"
     r"(?:(?:so|ok|please|here is|here's|i have|i've got|i got|my|this is)\b[ ,]*)*"
     r"(?:(?:a|one|another|my|the|just|quick|short|simple|small|little|dumb|silly|stupid) )*"
-    r"(?:questions?(?: (?:for you|is|about [\w ]{1,30}))?"
+    r"(?:one|questions?(?: (?:for you|is|about [\w ]{1,30}))?"
     r"|(?:(?:can|could|would) you )?(?:please )?help(?: me)?(?: out)?(?: with this)?)?\Z"
 )
 _WH_IS = frozenset(["what", "who", "where", "when", "why", "how", "that", "it", "there", "here", "he", "she"])
@@ -201,7 +210,7 @@ def _word(raw: str, out: list[str], names: set[str], shouted: bool, cased: bool)
 def _keeps_case(raw: str, word: str, out: list[str], first: bool, cased: bool) -> bool:
     if len(raw) == 1:
         return raw == "A" and cased and not first
-    if word not in CASE_SENSITIVE:
+    if word not in CASE_SENSITIVE and not (word in NAMESAKES and out and out[-1] in ARTICLES):
         return False
     return raw.isupper() or (cased and not first and raw[0].isupper())
 

@@ -58,7 +58,7 @@ def parse_seconds(value: object) -> Seconds:
     if type(value) not in (int, float) or not math.isfinite(value):  # type: ignore[arg-type]
         raise ValueError(f"must be a duration like 30, 2.5, 500ms, 30s or 1h30m, not {value!r}")
     if not 0 <= value <= 10**9:  # type: ignore[operator]
-        raise ValueError(f"must be a duration of 0 or more, not {value}")
+        raise ValueError(f"must be a duration from 0 to 30 years, not {value}")
     return Seconds(float(value))  # type: ignore[arg-type]
 
 

@@ -16,7 +16,7 @@ from support.cache import Clock
 from velollm.backend import Backend
 from velollm.cache import ResponseCache
 from velollm.cache.layer import CacheLayer
-from velollm.errors import BackendTimeout, Overloaded
+from velollm.errors import BackendTimeout, Overloaded, RequestError
 from velollm.messages import (
     ChatAnswer,
     ChatEvent,
@@ -149,6 +149,15 @@ async def test_a_caller_may_shorten_the_time_to_live_only() -> None:
     assert (await on.ask())[1]["x-velollm-cache"] == "miss"
     on.clock.now += 3600
     assert (await on.ask("What is DNA?"))[1]["x-velollm-cache"] == "miss"
+
+
+@pytest.mark.parametrize("given", ["x", "-1", "z" * 60_000])
+async def test_a_time_to_live_that_is_none_is_the_clients_fault(given: str) -> None:
+    on = Counting()
+    with pytest.raises(RequestError, match="x-velollm-cache-ttl must be a duration") as caught:
+        await on.ask(headers={"x-velollm-cache-ttl": given})
+    assert len(caught.value.message) < 300
+    assert on.calls == 0
 
 
 @pytest.mark.parametrize(

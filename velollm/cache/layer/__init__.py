@@ -28,6 +28,7 @@ from velollm.cache.layer.models import Models
 from velollm.cache.request import Request
 from velollm.cache.response_cache import Mode, ResponseCache
 from velollm.cache.results import Found
+from velollm.errors import RequestError
 from velollm.messages import ChatAnswer, ChatEvent, ChatRequest, Collector, RequestContext
 
 __all__ = ["HEADER", "CacheLayer", "cache_of", "key_tag"]
@@ -112,8 +113,9 @@ class CacheLayer(Layer):
     # ---- who answers ----
 
     async def _answer(self, request: ChatRequest) -> _Plan:
+        controls = _controls(request.context.client_headers)
         try:
-            asked = await self._prepare(request)
+            asked = await self._prepare(request, controls)
             key = _flight_key(asked, request)
             if key is not None and key in self._flights:
                 return (), self._join(key, request), None
@@ -139,7 +141,7 @@ class CacheLayer(Layer):
             return (), self.inner.chat(request), landing
         return (), self._fly(key, landing, request), None
 
-    async def _prepare(self, request: ChatRequest) -> Request:
+    async def _prepare(self, request: ChatRequest, controls: Controls) -> Request:
         headers = request.context.client_headers
         body = chat_body(request)
         variant = [headers.get(name, "") for name in DECIDING_HEADERS]
@@ -151,7 +153,7 @@ class CacheLayer(Layer):
         return self.cache.prepare(
             self._tenant(request.context),
             body,
-            Controls.from_headers(headers.get("cache-control"), headers.get(TTL_HEADER)),
+            controls,
             variant="\n".join(variant).strip(),
         )
 
@@ -271,6 +273,13 @@ class _Landing:
         elif asked.eligibility.read and "semantic" in asked.eligibility.tiers:
             cache.record_shadow(asked, self._found.shadow, kept, route=self._route, seconds=seconds, tags=tags)
         cache.keep(asked, kept, tags=tags)
+
+
+def _controls(headers: Mapping[str, str]) -> Controls:
+    try:
+        return Controls.from_headers(headers.get("cache-control"), headers.get(TTL_HEADER))
+    except ValueError as error:
+        raise RequestError(f"{TTL_HEADER} {str(error)[:200]}") from error
 
 
 def _flight_key(asked: Request, request: ChatRequest) -> tuple[object, ...] | None:
