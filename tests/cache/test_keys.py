@@ -17,7 +17,8 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
-EXTRA = st.dictionaries(st.text(min_size=1, max_size=6).filter(lambda k: k not in IGNORED_FIELDS | {"messages", "prompt"}), JSON)
+NAMES = st.text(min_size=1, max_size=6).filter(lambda name: name not in IGNORED_FIELDS | {"messages", "prompt"})
+EXTRA = st.dictionaries(NAMES, JSON)
 
 
 def shuffled(value: Any, rng: random.Random) -> Any:
