@@ -254,12 +254,18 @@ def run_quickly(job: Coroutine[Any, Any, T]) -> T:
         with asyncio.Runner(loop_factory=_loop) as runner:
             return runner.run(job)
 
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if not _runs_already():
         return go()
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(go).result()
+
+
+def _runs_already() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _loop() -> asyncio.AbstractEventLoop:

@@ -25,7 +25,6 @@ __all__ = ["Conversations", "Engine", "Outcome"]
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 TIMES = 3
 BASE = 64  # tokens that are in the cache before a step is measured
-LOWEST_WORD, HIGHEST_WORD = 300, 12_000  # ids of ordinary words in most vocabularies
 PATIENCE = 900.0
 
 
@@ -91,20 +90,19 @@ class Engine:
             raise BackendError(f"no question was answered: {records[0].error if records else 'there was none'}")
         return Conversations(tokens=found, tpot=median(times) if times else 0.0)
 
-    async def costs(self, longest: int, *, seed: int = 0) -> dict[int, float]:
+    async def costs(self, words: Sequence[int], longest: int = SIZES[-1], *, seed: int = 0) -> dict[int, float]:
         """What a step of so many tokens costs against a step of one: from reading as many behind a cached beginning.
 
-        Reading computes the scores of one token, verifying those of all: the truth lies a little higher.
+        `words` are token ids that the model has. Reading computes the scores of one token, verifying those of all: the
+        truth lies a little higher.
         """
         random = Random(seed)  # noqa: S311 -- no secret
-        base = [random.randrange(LOWEST_WORD, HIGHEST_WORD) for _ in range(BASE)]
+        base = random.choices(words, k=BASE)
         await self._read(base)
         seconds: dict[int, list[float]] = {}
         for _ in range(TIMES):
             for size in (size for size in SIZES if size <= max(longest, 2)):
-                count, time = await self._read(
-                    [*base, *(random.randrange(LOWEST_WORD, HIGHEST_WORD) for _ in range(size))]
-                )
+                count, time = await self._read([*base, *random.choices(words, k=size)])
                 if count == size:  # the engine may have had to read more
                     seconds.setdefault(size, []).append(time)
         one = median(seconds[1]) if seconds.get(1) else 0.0

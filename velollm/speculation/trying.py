@@ -21,7 +21,6 @@ __all__ = ["Estimate", "Findings", "Proof", "find_draft"]
 
 GUESSED = 0.7  # of a draft model's tokens that are accepted, before it was tried: a good one reaches that
 MOST_PROVED = 3
-LONGEST_MEASURED = 64
 
 
 @attrs.frozen(kw_only=True)
@@ -104,7 +103,9 @@ def find_draft(
 
 async def _study(plain: Trial, questions: Sequence[Question]) -> tuple[Conversations, dict[int, float]]:
     async with Engine(plain.url, plain.model, key=plain.key) as engine:
-        return await engine.converse(questions), await engine.costs(LONGEST_MEASURED)
+        conversations = await engine.converse(questions)
+        words = sorted({token for prompt, answer in conversations.tokens for token in (*prompt, *answer)})
+        return conversations, await engine.costs(words)
 
 
 def _estimate(method: Method, conversations: Conversations, costs: Mapping[int, float], clients: int) -> Estimate:
