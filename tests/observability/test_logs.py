@@ -16,7 +16,6 @@ from support.serving import served
 
 from velollm.errors import BackendTimeout, VeloError
 from velollm.observability.logs import configure_logging
-from velollm.observability.record import write_through
 
 pytestmark = pytest.mark.anyio
 CHAT = "/v1/chat/completions"
@@ -45,7 +44,6 @@ def log() -> Iterator[Any]:
         return out
 
     yield configure
-    write_through(None)
     root.handlers[:], level, own, logging.logThreads, logging.logProcesses, logging.logMultiprocessing = before
     root.setLevel(level)
     ours.setLevel(own)

@@ -86,7 +86,7 @@ def write(record: Record) -> None:
     level = logging.DEBUG if record.path in QUIET and record.status < 500 else logging.INFO
     if not logger.isEnabledFor(level):
         return
-    if _writer is not None:
+    if _writer is not None and logging.getLogRecordFactory() is logging.LogRecord:  # else, its own are wanted
         _writer(level, record)
     else:
         logger.handle(_line(level, record.fields()))
