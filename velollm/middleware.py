@@ -27,6 +27,7 @@ __all__ = ["CacheMiddleware", "ToolCallMiddleware", "VeloLLM"]
 DIALECTS = ("openai", "ollama", "anthropic")
 Mode: TypeAlias = Literal["repair", "strict", "off"]
 MODES: dict[Any, Mode] = {True: "repair", False: "off", "repair": "repair", "strict": "strict", "off": "off"}
+MOST_PATHS, LONGEST_PATH = 256, 256  # that are remembered
 CHAT_COMPLETIONS = "/v1/chat/completions"
 
 
@@ -61,6 +62,7 @@ class VeloLLM:
         self.prefix = _checked_prefix(prefix)
         self.dialects = _checked_dialects(dialects)
         self.wraps = backend is None
+        self._owned: dict[tuple[str, str, str], str] = {}
         engine = _backend(app, backend)
         self.backend = build(engine, _settings(tool_calls))
         if cache:
@@ -81,8 +83,8 @@ class VeloLLM:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            path = self.path(scope["path"], scope.get("root_path", ""))
-            if path is not None and self.knows(scope["method"], path):
+            path = self._own(scope["method"], scope["path"], scope.get("root_path", ""))
+            if path is not None:
                 await self._serve(scope, receive, send, path)
                 return
         elif scope["type"] == "lifespan":
@@ -102,6 +104,18 @@ class VeloLLM:
             await self.door.serve(scope, receive, send, path)
         finally:
             OUTER_SCOPE.reset(token)
+
+    def _own(self, method: str, path: str, root_path: str) -> str | None:
+        """The path within VeloLLM's API; None when the request is not VeloLLM's to answer."""
+        asked = (method, path, root_path)
+        found = self._owned.get(asked)
+        if found is None:
+            found = self.path(path, root_path)
+            if found is None or not self.knows(method, found):
+                return None
+            if len(self._owned) < MOST_PATHS and len(path) < LONGEST_PATH:
+                self._owned[asked] = found
+        return found
 
     def path(self, path: str, root_path: str = "") -> str | None:
         """`path` relative to where VeloLLM is mounted and to its prefix; None when it lies outside."""

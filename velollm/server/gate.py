@@ -24,6 +24,7 @@ __all__ = ["Gate"]
 OWN_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 OPEN_PATHS = frozenset({"/health", "/ready"})
 CONTROL = "/velollm/"
+MOST_HOSTS = 64
 WANTED = frozenset({b"host", b"origin", b"authorization", b"x-api-key", b"access-control-request-method"})
 BASIC = b'Basic realm="VeloLLM: the password is an API key", charset="UTF-8"'
 EXPOSED = (
@@ -51,6 +52,7 @@ class Gate:
         self._hosts = None if hosts is None else frozenset(host.lower() for host in hosts)
         self._origins = frozenset(origin.rstrip("/").lower() for origin in origins)
         self._keys = keys
+        self._allowed: set[bytes] = set()  # Host headers that were found to be in order
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -72,6 +74,9 @@ class Gate:
         except VeloError as error:
             await _refuse(scope, send, error)
             return
+        if key is None:
+            await self.app(scope, receive, send)
+            return
         token = CURRENT.set(key)
         try:
             await self.app(scope, receive, send)
@@ -81,12 +86,16 @@ class Gate:
     def _check_host(self, host: bytes | None) -> None:
         if self._hosts is None or host is None:  # without one, it is no browser; HTTP/1.1 has none without
             return
+        if host in self._allowed:
+            return
         name = _name_of(host.decode("latin-1")).lower()
         if name not in self._hosts and "*" not in self._hosts:
             raise PermissionDenied(
                 f"this server is not addressed as {name[:100]!r}; if it is to be, start it with --allowed-host",
                 code="host_not_allowed",
             )
+        if len(self._allowed) < MOST_HOSTS:
+            self._allowed.add(host)
 
     def _check_origin(self, origin: bytes, headers: Mapping[bytes, bytes]) -> None:
         text = origin.decode("latin-1").lower()
