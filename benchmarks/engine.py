@@ -1,6 +1,6 @@
 """Our engine against the llama-server of the same wheel, on one model, interleaved in one run. Ratios are what counts.
 
-    python benchmarks/engine.py [smollm2 | model.gguf] [--rounds 2] [--save]
+    python benchmarks/engine.py [smollm2 | random-0.5b | model.gguf] [--rounds 2] [--ollama PATH] [--save]
 
 unique     16 clients, prompts of 128 tokens of their own, answers of 64
 shared     32 requests, 8 at once: about 1,000 tokens in common, 64 of their own, answers of 32
@@ -8,7 +8,9 @@ overflow   16 requests that need twice the KV cache there is, in one pool
 overhead   what a step costs beside computing it
 blocks     what the block manager costs a request of 1,088 tokens
 
-Results go to benchmarks/results/engine.json and .md with --save.
+`replicated` is llama-server with what prompts share carried from slot to slot. Seconds of CPU are those of all
+processes: they say more than those of the clock where other work runs beside it. `random-0.5b` is the model that
+random_gguf.py writes. With --save results go to benchmarks/results/engine.json and .md (engine_random-0.5b for it).
 """
 
 from __future__ import annotations
@@ -16,13 +18,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import platform
 import random
 import statistics
+import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+
+from harness import cpu_seconds
+from ollama_peer import ollama
+from random_gguf import write_random_gguf
 
 from velollm.backend import Backend
 from velollm.contrib.gguf import open_gguf
@@ -36,14 +44,16 @@ from velollm.messages import ChatRequest, Collector
 RESULTS = Path(__file__).parent / "results"
 PROSE = "the time of day when people walk along a river and speak about work and music and what they saw"
 WORDS = PROSE.split()
+RANDOM = "random-0.5b"
 
 
 class Peer:
-    """One engine with its settings, loaded."""
+    """One engine with its settings, loaded. Without `exact` it takes text, and may end an answer before its time."""
 
-    def __init__(self, name: str, backend: Backend) -> None:
+    def __init__(self, name: str, backend: Backend, *, exact: bool = True) -> None:
         self.name = name
         self.backend = backend
+        self.exact = exact
         self.runs: dict[str, list[dict[str, float]]] = {}
 
 
@@ -53,41 +63,45 @@ async def words(backend: Backend, count: int, seed: int) -> list[int]:
     return (await backend.tokenize("", f"{seed}: " + " ".join(chosen)))[:count]
 
 
-async def ask(backend: Backend, prompt: list[int], output: int) -> dict[str, float]:
+async def ask(peer: Peer, prompt: list[int] | str, output: int) -> dict[str, float]:
     """One request: seconds to the first text, tokens generated and found in the cache."""
     request = ChatRequest(
         prompt=prompt, raw=True, max_tokens=output, temperature=0, stream=True, extra={"ignore_eos": True}
     )
+    if not peer.exact:
+        request = request.replace(extra={}, model="bench")
     collector, begin, first = Collector(), perf_counter(), 0.0
-    async for event in backend.chat(request):
+    async for event in peer.backend.chat(request):
         if event.text and not first:
             first = perf_counter() - begin
         collector.add(event)
     usage = collector.answer().usage
-    if usage is None or usage.completion_tokens != output:
+    if usage is None or (peer.exact and usage.completion_tokens != output):
         raise RuntimeError(f"an answer of {output} tokens was asked for, not {usage}")
-    return {"first": first, "cached": usage.cached_tokens or 0}
+    return {"first": first, "cached": usage.cached_tokens or 0, "tokens": usage.completion_tokens}
 
 
-async def load(backend: Backend, prompts: list[list[int]], output: int, at_once: int) -> dict[str, float]:
+async def load(peer: Peer, prompts: list[Any], output: int, at_once: int) -> dict[str, float]:
     """All requests, `at_once` at a time; what cannot be answered is counted."""
     gate, answers, failed = asyncio.Semaphore(at_once), [], 0
 
-    async def one(prompt: list[int]) -> None:
+    async def one(prompt: Any) -> None:
         nonlocal failed
         async with gate:
             try:
-                answers.append(await ask(backend, prompt, output))
+                answers.append(await ask(peer, prompt, output))
             except VeloError:
                 failed += 1
 
-    begin = perf_counter()
+    begin, used = perf_counter(), cpu_seconds(os.getpid())
     await asyncio.gather(*(one(prompt) for prompt in prompts))
-    seconds = perf_counter() - begin
-    done = len(answers)
+    seconds, cpu = perf_counter() - begin, cpu_seconds(os.getpid()) - used
+    done, tokens = len(answers), sum(one["tokens"] for one in answers)
     return {
         "seconds": seconds,
-        "tokens_per_second": done * output / seconds,
+        "cpu_seconds": cpu,
+        "tokens_per_second": tokens / seconds,
+        "tokens_per_cpu_second": tokens / cpu,
         "first_token_median": statistics.median([one["first"] for one in answers]) if answers else 0.0,
         "prefill_tokens": sum(map(len, prompts)) - sum(one["cached"] for one in answers),
         "completed": done,
@@ -101,24 +115,29 @@ Prompts = Callable[[int], Awaitable[list[list[int]]]]
 async def interleaved(name: str, peers: list[Peer], rounds: int, prompts: Prompts, output: int, at_once: int) -> None:
     for number in range(rounds):
         given = await prompts(number)
+        texts = [await peers[0].backend.detokenize("", prompt) for prompt in given]
         for peer in peers if number % 2 == 0 else peers[::-1]:
-            measured = await load(peer.backend, given, output, at_once)
+            measured = await load(peer, given if peer.exact else texts, output, at_once)
             peer.runs.setdefault(name, []).append(measured)
             print(f"{name:9} {peer.name:22} " + "  ".join(f"{key} {value:.4g}" for key, value in measured.items()))
 
 
-async def scenarios(model: str, rounds: int, threads: int) -> dict[str, Any]:
-    peers = {
-        "velo": open_gguf(model, engine="velo", threads=threads, ctx=2048, num_blocks=1024),
-        "llama-server, 1 slot": open_gguf(model, engine="llama-server", threads=threads, ctx=2048, parallel=1),
-        "llama-server, 8 slots": open_gguf(model, engine="llama-server", threads=threads, ctx=2048, parallel=8),
-        "llama-server, 16 slots": open_gguf(model, engine="llama-server", threads=threads, ctx=2048, parallel=16),
-    }
-    made = [Peer(name, backend) for name, backend in peers.items()]
-    velo, one, eight, sixteen = made
+def llama_server(model: str, threads: int, slots: int, *, replicate: bool = False) -> Backend:
+    return open_gguf(model, engine="llama-server", threads=threads, ctx=2048, parallel=slots, replicate=replicate)
+
+
+async def scenarios(model: str, rounds: int, threads: int, binary: str | None) -> dict[str, Any]:
+    made = [
+        Peer("velo", open_gguf(model, engine="velo", threads=threads, ctx=2048, num_blocks=1024)),
+        Peer("llama-server, 1 slot", llama_server(model, threads, 1)),
+        Peer("llama-server, 8 slots", llama_server(model, threads, 8)),
+        Peer("llama-server, 8 slots, replicated", llama_server(model, threads, 8, replicate=True)),
+        Peer("llama-server, 16 slots", llama_server(model, threads, 16)),
+    ]
+    velo, one, eight, replicated, sixteen = made
     for peer in made:
         await peer.backend.start()
-        await ask(peer.backend, await words(peer.backend, 20, -1), 4)
+        await ask(peer, await words(peer.backend, 20, -1), 4)
 
     async def unique(number: int) -> list[list[int]]:
         return [await words(velo.backend, 128, 1000 * number + client) for client in range(16)]
@@ -127,8 +146,11 @@ async def scenarios(model: str, rounds: int, threads: int) -> dict[str, Any]:
         prefix = await words(velo.backend, 1000, 77_000 + number)
         return [prefix + await words(velo.backend, 64, 1000 * number + 100 + client) for client in range(32)]
 
-    await interleaved("unique", [velo, one, sixteen], rounds, unique, 64, 16)
-    await interleaved("shared", [velo, one, eight], rounds, shared, 32, 8)
+    async with ollama(binary, locate(model, None)) as found:
+        others = [Peer("Ollama", found, exact=False)] if found is not None else []
+        await interleaved("unique", [velo, one, sixteen, *others], rounds, unique, 64, 16)
+        await interleaved("shared", [velo, one, eight, replicated, *others], rounds, shared, 32, 8)
+    made += others
     for peer in made:
         await peer.backend.aclose()
 
@@ -207,12 +229,15 @@ def ratios(result: dict[str, Any]) -> dict[str, float]:
     """Ours against each peer: throughput, prefill tokens; medians over the rounds."""
     ours = {key: value for key, value in result["peers"][0].items() if key != "name"}
     found = {}
-    for peer in result["peers"][1:]:
+    pairs = [("velo", ours, peer) for peer in result["peers"][1:]]
+    by_name = {peer["name"]: peer for peer in result["peers"]}
+    pairs.append(("replicated", by_name["llama-server, 8 slots, replicated"], by_name["llama-server, 8 slots"]))
+    for who, ours, peer in pairs:
         for name in ("unique", "shared"):
             if name in peer and name in ours:
-                for key in ("tokens_per_second", "prefill_tokens"):
+                for key in ("tokens_per_second", "tokens_per_cpu_second", "prefill_tokens"):
                     mine, theirs = (statistics.median(run[key] for run in one[name]) for one in (ours, peer))
-                    found[f"{name}: {key} against {peer['name']}"] = mine / theirs
+                    found[f"{name}, {who}: {key} against {peer['name']}"] = mine / theirs
     return found
 
 
@@ -231,8 +256,8 @@ def report(result: dict[str, Any]) -> str:
         "",
         conditions,
         "",
-        "| scenario | engine | tokens/s | first token, median s | prefill tokens | completed | failed |",
-        "|---|---|---|---|---|---|---|",
+        "| scenario | engine | tokens/s | CPU s | first token, median s | prefill tokens | completed | failed |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for peer in result["peers"]:
         for name in ("unique", "shared", "overflow"):
@@ -240,8 +265,9 @@ def report(result: dict[str, Any]) -> str:
                 middle = {key: statistics.median(run[key] for run in peer[name]) for key in peer[name][0]}
                 speed, first = middle["tokens_per_second"], middle["first_token_median"]
                 counts = " | ".join(f"{middle[key]:.0f}" for key in ("prefill_tokens", "completed", "failed"))
-                lines.append(f"| {name} | {peer['name']} | {speed:.1f} | {first:.2f} | {counts} |")
-    lines += ["", "| ours against | ratio |", "|---|---|"]
+                cpu = middle["cpu_seconds"]
+                lines.append(f"| {name} | {peer['name']} | {speed:.1f} | {cpu:.0f} | {first:.2f} | {counts} |")
+    lines += ["", "| ratio | |", "|---|---|"]
     lines += [f"| {name} | {value:.2f} |" for name, value in result["ratios"].items()]
     lines += ["", costs, ""]
     return "\n".join(lines)
@@ -252,16 +278,22 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default="smollm2")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=this_machine().cores)
+    parser.add_argument("--ollama", metavar="PATH", help="Ollama's program, to measure it as well")
     parser.add_argument("--save", action="store_true")
     args = parser.parse_args()
-    result = asyncio.run(scenarios(args.model, args.rounds, args.threads))
-    result |= {"model": Path(args.model).stem, "machine": platform.machine(), "threads": args.threads}
-    result |= {"rounds": args.rounds, "overhead": overhead(args.model, args.threads), "blocks": block_cost()}
+    with tempfile.TemporaryDirectory() as folder:
+        model = args.model
+        if model == RANDOM:
+            model = str(write_random_gguf(Path(folder) / f"{RANDOM}.gguf"))
+        result = asyncio.run(scenarios(model, args.rounds, args.threads, args.ollama))
+        result |= {"model": Path(model).stem, "machine": platform.machine(), "threads": args.threads}
+        result |= {"rounds": args.rounds, "overhead": overhead(model, args.threads), "blocks": block_cost()}
     result["ratios"] = ratios(result)
     print(report(result))
     if args.save:
-        (RESULTS / "engine.json").write_text(json.dumps(result, indent=2) + "\n")
-        (RESULTS / "engine.md").write_text(report(result))
+        name = f"engine_{RANDOM}" if args.model == RANDOM else "engine"
+        (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+        (RESULTS / f"{name}.md").write_text(report(result))
 
 
 if __name__ == "__main__":

@@ -38,9 +38,15 @@ def write_shape(path: Path, name: str) -> Path:
         "tokenizer.ggml.bos_token_id": 0,
         "tokenizer.ggml.eos_token_id": 1,
     }
+    write_header(path, metadata, tensors)
+    return path
+
+
+def write_header(path: Path, metadata: Mapping[str, Any], tensors: list[Tensor]) -> list[int]:
+    """Write a file with holes where the weights are to be; where in it each tensor begins."""
     head = struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(metadata))
     head += b"".join(_string(key) + _value(value) for key, value in metadata.items())
-    described, offset = [], 0
+    described, offsets, offset = [], [], 0
     for tensor, dimensions, kind in tensors:
         block, size = TENSOR_TYPES[kind]
         assert dimensions[0] % block == 0, (tensor, dimensions)
@@ -50,12 +56,14 @@ def write_shape(path: Path, name: str) -> Path:
         described.append(
             _string(tensor) + struct.pack(f"<I{len(dimensions)}QIQ", len(dimensions), *dimensions, kind, offset)
         )
+        offsets.append(offset)
         offset += -(-weights // block * size // ALIGNMENT) * ALIGNMENT
     head += b"".join(described)
+    begin = -(-len(head) // ALIGNMENT) * ALIGNMENT
     with path.open("wb") as file:
         file.write(head)
-        file.truncate(-(-len(head) // ALIGNMENT) * ALIGNMENT + offset)
-    return path
+        file.truncate(begin + offset)
+    return [begin + offset for offset in offsets]
 
 
 def _string(text: str) -> bytes:

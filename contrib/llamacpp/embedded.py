@@ -53,7 +53,8 @@ class EmbeddedBackend(Backend):
 
     `ctx` is the context of one conversation in tokens, `parallel` how many are answered at once (both by default what
     suits the model and the memory), `kv_type` the type of the KV cache. `unified` lets conversations share one pool of
-    `ctx` tokens. `aliases` are further names it answers to. Raises `ConfigError` when there is no such model, when the
+    `ctx` tokens. With `replicate` what prompts share is computed once and carried from slot to slot. `aliases` are
+    further names it answers to. Raises `ConfigError` when there is no such model, when the
     file is no usable GGUF, or when the extra is missing.
     """
 
@@ -80,6 +81,7 @@ class EmbeddedBackend(Backend):
         threads: int | None = None,
         kv_type: str = "f16",
         unified: bool = False,
+        replicate: bool = True,
         folder: Path | None = None,
         start_timeout: float = START_SECONDS,
         api_key: str | None = None,
@@ -103,6 +105,7 @@ class EmbeddedBackend(Backend):
         self.aliases = frozenset(aliases)
         self._file: tuple[Path, GGUF] | None = None
         self._most_saved: int | None = None
+        self._replicate = replicate
         if model.startswith("hf:"):
             parse_hub(model)
             need_hub()
@@ -223,7 +226,7 @@ class EmbeddedBackend(Backend):
 
     def _process(self, parameters: dict[str, Any]) -> LlamaProcess:
         """The child, not started yet."""
-        replicates = parameters["slots"] > 1 and not parameters["unified"]
+        replicates = self._replicate and parameters["slots"] > 1 and not parameters["unified"]
         return LlamaProcess(parameters, name=self.name, saves_slots=replicates)
 
     def _client(self, url: str, key: str) -> Backend:
@@ -234,6 +237,7 @@ class EmbeddedBackend(Backend):
             limits=self._limits,
             api_key=key,
             transport=self._transport,
+            replicate=self._replicate,
             exclusive=True,
             most_tokens=self._most_saved,
         )

@@ -177,8 +177,8 @@ class Placed:
 
 def text_of(request: ChatRequest) -> str:
     """What the prompt is made of, the first in front: equal beginnings give equal beginnings of the prompt."""
-    parts: list[Any] = [encode_tools(request.tools)] if request.tools else []
-    parts += [encode_messages(request.messages), request.prompt]
+    tools = encode_tools(request.tools) if request.tools else []
+    parts = {"tools": tools, "messages": encode_messages(request.messages), "prompt": request.prompt}
     return request.model + dump(parts).decode()
 
 

@@ -23,7 +23,7 @@ CHILD = Path(__file__).with_name("child.py")
 
 
 class ServedEngine(EmbeddedBackend):
-    """The model `model`, in the words and with the options of `EmbeddedBackend` (without `unified`), run by our engine.
+    """The model `model` run by our engine, with the options of `EmbeddedBackend` (without `unified` and `replicate`).
 
     `num_blocks` is the size of the KV cache in blocks of 16 tokens, `batch` the largest step in tokens.
     """

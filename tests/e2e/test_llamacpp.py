@@ -480,19 +480,18 @@ async def test_what_prompts_share_is_carried_from_slot_to_slot(tiny: Path) -> No
     shared = "the quick brown fox jumps over the lazy dog and then it sleeps in the warm sun " * 20
     found = {}
     for mode in (True, False):
-        async with EmbeddedBackend(str(tiny), ctx=2048, parallel=4, threads=1, kv_type="f32") as backend:
-            await backend.start()
-            server = backend._running and backend._running.server
-            assert isinstance(server, LlamaServerBackend)
-            server._replicates = mode
+        async with EmbeddedBackend(
+            str(tiny), ctx=2048, parallel=4, threads=1, kv_type="f32", replicate=mode
+        ) as backend:
             asked = [
                 ChatRequest(messages=[Message(role="user", content=f"{shared} {one}")], max_tokens=12, temperature=0)
                 for one in range(12)
             ]
             found[mode] = await asyncio.gather(*(answer(backend, request) for request in asked))
-            folder = server._replicator and backend._running and Path(backend._running.process._folder or "/none")
-            assert bool(folder and list(folder.iterdir())) == mode
-        assert folder is None or not folder.exists()
+            assert backend._running is not None
+            folder = backend._running.process._folder
+            assert bool(folder and list(Path(folder).iterdir())) == mode
+        assert folder is None or not Path(folder).exists()
     texts = {mode: [answer.choices[0].text for answer in answers] for mode, answers in found.items()}
     assert texts[True] == texts[False]
     computed = {
