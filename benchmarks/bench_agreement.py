@@ -19,7 +19,7 @@ from statistics import median
 from typing import Any
 
 from harness import HERE, machine
-from load import engine
+from load_world import engine
 
 from velollm.bench import benchmark
 from velollm.bench.workload import questions
