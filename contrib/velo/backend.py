@@ -15,8 +15,10 @@ from typing import Any
 import attrs
 
 from velollm.backend import Backend, Limits
+from velollm.continuation import Kept, Proofs, Said, Token, check_resumable, ended, is_greedy, rest
 from velollm.contrib.llamacpp.local_model import describe, locate, model_name
 from velollm.contrib.llamacpp.plan import this_machine
+from velollm.contrib.llamacpp.resumed import likely_tokens, rest_of, said_tokens
 from velollm.contrib.velo.answer import ChoiceWriter
 from velollm.contrib.velo.capabilities import CAPABILITIES
 from velollm.contrib.velo.plan import EnginePlan, make_plan
@@ -76,6 +78,7 @@ class EngineBackend(Backend):
         self.path = locate(model, folder)
         self.header: GGUF = read_gguf(self.path)
         self.plan = EnginePlan(**plan) if plan else make_plan(self.header, this_machine(), **options)
+        self._proofs = Proofs()
         self._loaded: _Loaded | None = None
         self._loading: asyncio.Task[_Loaded] | None = None
 
@@ -99,6 +102,30 @@ class EngineBackend(Backend):
                 event.meta, meta = meta, None
                 if update.last:
                     event.usage = _usage(job, len(meant.prompt))
+                yield event
+
+    async def resumes(self, model: str) -> bool:
+        """Whether it goes on with answers exactly: tried once."""
+        return await self._proofs.ask(self, self.model)
+
+    async def resume(self, request: ChatRequest, said: Said) -> AsyncGenerator[ChatEvent, None]:
+        """Go on with an answer behind the tokens of its prompt and those that were said, of which most are cached."""
+        check_resumable(request, said)
+        self._check(request.model)
+        loaded = await self._ready_model()
+        meant = await loaded.read(request)
+        if meant.thinking or (meant.thinking is False and loaded.template.thinks and request.think is not False):
+            raise UnsupportedError("the answer cannot be continued: it may have begun to reason")
+        known = await said_tokens(said.pieces, loaded.tokens_of, request.stop)
+        if known.pieces < len(said.pieces) and not is_greedy(request):
+            known = await likely_tokens(said.pieces, known, loaded.tokens_of)
+        kept = Kept(pieces=known.pieces, tokens=len(known.ids), prompt=len(meant.prompt))
+        asked = rest_of(request, meant.prompt, known)
+        if asked.max_tokens is not None and asked.max_tokens <= 0:
+            yield ended(kept)
+            return
+        async with aclosing(rest(self.chat(asked), request, said, kept)) as events:
+            async for event in events:
                 yield event
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
@@ -231,6 +258,11 @@ class _Loaded:
         if size < LONG_TEXT:
             return read_request(request, self.template, self.model.vocabulary, self.grammars)
         return await asyncio.to_thread(read_request, request, self.template, self.model.vocabulary, self.grammars)
+
+    async def tokens_of(self, text: str) -> list[Token]:
+        """The tokens of `text`, which is no beginning, with the bytes of each."""
+        vocabulary = self.model.vocabulary
+        return [(token, vocabulary.piece(token)) for token in vocabulary.encode(text)]
 
     async def embed(self, tokens: list[int], request: EmbedRequest) -> list[float]:
         def work() -> list[float]:

@@ -93,8 +93,8 @@ async def _answer(
     from velollm.errors import BackendError, VeloError
 
     try:
-        if method == "chat":
-            async with aclosing(backend.chat(*arguments)) as events:
+        if method in ("chat", "resume"):
+            async with aclosing(getattr(backend, method)(*arguments)) as events:
                 async for event in events:
                     writer.write(pack_answer(number, "event", write_event(event)))
                     await writer.drain()

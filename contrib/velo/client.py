@@ -8,6 +8,7 @@ from itertools import count
 from typing import Any
 
 from velollm.backend import Backend, Limits
+from velollm.continuation import Proofs, Said
 from velollm.contrib.velo.frames import (
     pack_call,
     read_answer,
@@ -33,15 +34,28 @@ class EngineClient(Backend):
         self._place = url.rsplit(":", 1)
         self._key = key
         self._limits = limits
+        self._proofs = Proofs()
         self._numbers = count()
         self._waiting: dict[int, asyncio.Queue[tuple[str, Any]]] = {}
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
         self._connecting = asyncio.Lock()
 
-    async def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
-        """Generate. Where nothing comes for long, the engine is asked whether it lives."""
-        number, answers = await self._call("chat", request.replace(source=None))
+    def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+        """Generate."""
+        return self._stream("chat", request.replace(source=None))
+
+    async def resumes(self, model: str) -> bool:
+        """Whether it goes on with answers exactly: tried once."""
+        return await self._proofs.ask(self, model)
+
+    def resume(self, request: ChatRequest, said: Said) -> AsyncGenerator[ChatEvent, None]:
+        """Go on with an answer."""
+        return self._stream("resume", request.replace(source=None), said)
+
+    async def _stream(self, method: str, *arguments: Any) -> AsyncGenerator[ChatEvent, None]:
+        """Events. Where nothing comes for long, the engine is asked whether it lives."""
+        number, answers = await self._call(method, *arguments)
         patience, ended = self._limits.first_byte, False
         try:
             while True:

@@ -14,6 +14,7 @@ from backend_contract import BackendContract
 from support.asking import PICK, WEATHER, answer, ask
 from tiny_gguf import write_tiny_gguf
 
+from velollm.continuation import Said
 from velollm.errors import (
     ConfigError,
     ContextLengthExceeded,
@@ -268,3 +269,19 @@ async def test_files_that_are_no_models(tmp_path: Path, tiny: Path) -> None:
         await EngineBackend(str(odd)).start()
     with pytest.raises(ConfigError, match="MiB are free"):
         EngineBackend(str(tiny), num_blocks=10**9)
+
+
+async def test_an_answer_goes_on_behind_the_tokens_that_were_said(backend: EngineBackend) -> None:
+    assert await backend.resumes("")
+    request = ask("Tell me of foxes", max_tokens=30, temperature=0, stream=True)
+    events = [event async for event in backend.chat(request)]
+    pieces = [event.text for event in events if event.text]
+    for cut in (1, 7, len(pieces)):
+        rest = [event async for event in backend.resume(request, Said(pieces=tuple(pieces[:cut])))]
+        assert "".join(event.text for event in rest) == "".join(pieces[cut:]), cut
+        assert rest[-1].finish_reason == events[-1].finish_reason
+        assert rest[-1].usage is not None
+        assert events[-1].usage is not None
+        assert rest[-1].usage.total_tokens == events[-1].usage.total_tokens
+    with pytest.raises(UnsupportedError, match="reason"):
+        await anext(backend.resume(request, Said(reasoning="Hm")))
