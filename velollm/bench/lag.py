@@ -50,7 +50,12 @@ class LagProbe:
         self._loop = asyncio.get_running_loop()
         self._ours, self._theirs = socket.socketpair()
         self._ours.setblocking(False)
-        self._loop.add_reader(self._ours.fileno(), self._seen)
+        self._watched = True
+        try:
+            self._loop.add_reader(self._ours.fileno(), self._seen)
+        except NotImplementedError:  # Windows: its loop watches no sockets for others, and the lag stays unknown
+            self._watched = False
+            self._end.set()
         self._thread = threading.Thread(target=self._tick, name="bench-lag", daemon=True)
         self._begun, self._cpu = perf_counter(), process_time()
         self._thread.start()
@@ -61,7 +66,8 @@ class LagProbe:
     ) -> None:
         self._end.set()
         self._thread.join()
-        self._loop.remove_reader(self._ours.fileno())
+        if self._watched:
+            self._loop.remove_reader(self._ours.fileno())
         self._ours.close()
         self._theirs.close()
         seconds = perf_counter() - self._begun
