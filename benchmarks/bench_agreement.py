@@ -48,6 +48,11 @@ def vllm(python: str, url: str, model: str, count: int, tokens: int, seed: int, 
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def version(python: str) -> str:
+    ask = "from importlib.metadata import version; print(version('vllm'))"
+    return subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vllm", required=True, metavar="PYTHON")
@@ -77,8 +82,8 @@ def main() -> None:
             rows.append({"case": name, "figure": figure, "vllm": round(one, 3), "velollm": round(other, 3),
                          "ratio": round(other / one, 4)})  # fmt: skip
             print(f"{name:<26}{figure:<22}{one:>10.3f}{other:>10.3f}{other / one:>9.4f}", file=sys.stderr)
-    facts = {"machine": machine(), "rounds": asked.rounds, "worst": round(worst, 4), "goal": "within 3 %",
-             "goal_met": worst <= LIMIT, "rows": rows}  # fmt: skip
+    facts = {"machine": machine(), "vllm": version(asked.vllm), "rounds": asked.rounds, "worst": round(worst, 4),
+             "goal": "within 3 %", "goal_met": worst <= LIMIT, "rows": rows}  # fmt: skip
     asked.out.write_text(json.dumps(facts, indent=2) + "\n")
     print(f"furthest apart: {worst:.1%}", file=sys.stderr)
 

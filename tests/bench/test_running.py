@@ -48,7 +48,7 @@ def test_an_open_loop_sends_when_it_is_due() -> None:
 
 
 def test_a_sweep_has_a_step_for_each_load() -> None:
-    found = asyncio.run(bench(Engine(), profile="sweep", sweep=(1, 2), num_prompts=4, output_len=2))
+    found = asyncio.run(bench(Engine(), profile="throughput", sweep=(1, 2), num_prompts=4, output_len=2))
     assert [step.concurrency for step in found.steps] == [1, 2]
     assert [step["max_concurrency"] for step in found.as_json()["sweep"]] == [1, 2]
 

@@ -54,6 +54,10 @@ def test_a_chat_as_vllm_counts_it() -> None:
     assert record.engine == {"prefill": 0.05, "decode": 0.2}
 
 
+def test_the_word_done_ends_an_answer() -> None:
+    assert read("openai.chat", sse(delta(content="a"), b"[DONE]")).good
+
+
 def test_pieces_may_be_cut_anywhere() -> None:
     whole = b"".join(sse(delta(content="a"), delta(content="b", finish="length"), USAGE))
     record = read("openai.chat", [whole[:7], whole[7:90], whole[90:]])

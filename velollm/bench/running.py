@@ -22,7 +22,7 @@ from velollm.bench.schedule import Schedule, due_times
 from velollm.bench.summary import PERCENTILES, summarise
 from velollm.bench.target import Target, open_target
 from velollm.bench.wires import Asking
-from velollm.bench.workload import PROFILES, questions
+from velollm.bench.workload import PROFILES, profile_name, questions
 from velollm.errors import BackendError, ConfigError
 
 __all__ = ["Plan", "benchmark", "benchmark_async"]
@@ -43,7 +43,7 @@ class Plan:
     """
 
     model: str | None = None
-    profile: str = "chat"
+    profile: str = attrs.field(default="chat", converter=profile_name)
     dataset: Sequence[Question] | None = None
     num_prompts: int = 32
     max_concurrency: int | None = None

@@ -204,6 +204,7 @@ class Reader:
 
     def _frame(self, data: bytes, time: float) -> None:
         if data == b"[DONE]":
+            self._finished = True
             return
         chunk = _loads(data)
         if chunk is None:

@@ -15,7 +15,7 @@ from velollm.bench.material import ASSISTANT, TOOLS, passage, program, subject
 from velollm.bench.question import JSON, Question
 from velollm.errors import ConfigError
 
-__all__ = ["PROFILES", "Profile", "questions"]
+__all__ = ["ALIASES", "PROFILES", "Profile", "profile_name", "questions"]
 
 GROUPS = 4
 SPREAD = 0.3  # of the lengths of prompts, as the logarithm's deviation
@@ -45,7 +45,7 @@ def questions(
 
     Raises `ConfigError` for a profile that there is not, or counts below 1.
     """
-    profile = PROFILES.get(name)
+    profile = PROFILES.get(profile_name(name))
     if profile is None:
         raise ConfigError(f"there is no profile {name!r}: {', '.join(PROFILES)}")
     for word, value in (("num_prompts", count), ("input_len", prompt), ("output_len", answer)):
@@ -60,6 +60,11 @@ def questions(
         size = prompt or max(8, round(profile.prompt * factor))
         made.append(profile.make(random, mark, size, answer or profile.answer))
     return made
+
+
+def profile_name(name: str) -> str:
+    """The name that `PROFILES` has for what is called `name`."""
+    return ALIASES.get(name, name)
 
 
 def _chat(random: Random, mark: str, size: int, answer: int) -> Question:
@@ -131,3 +136,11 @@ PROFILES: Mapping[str, Profile] = {
         ),
     )
 }  # fmt: skip
+# What else people call them.
+ALIASES: Mapping[str, str] = {
+    "long-prompt": "rag",
+    "tools": "agent",
+    "shared-prefix": "prefix",
+    "throughput": "sweep",
+    "embed": "embeddings",
+}

@@ -21,7 +21,7 @@ from velollm.bench.reports import block, page, save
 from velollm.bench.reports.files import check_place, check_writable, write
 from velollm.bench.runner import Progress
 from velollm.bench.running import Plan, benchmark_async, run_quickly
-from velollm.bench.workload import PROFILES
+from velollm.bench.workload import ALIASES, PROFILES
 from velollm.errors import ConfigError, VeloError
 
 __all__ = ["ProgressLine", "api_key", "configure", "run"]
@@ -56,9 +56,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _add_workload(parser.add_argument_group("what to ask"))
     load = parser.add_argument_group("how much at once")
     load.add_argument("--max-concurrency", type=int, metavar="N", help="requests at once (default: 4 without a rate)")
-    load.add_argument(
-        "--request-rate", type=float, default=math.inf, metavar="RPS", help="requests a second, by chance"
-    )
+    load.add_argument("--request-rate", type=float, default=math.inf, metavar="RPS", help="requests a second")
     load.add_argument(
         "--burstiness", type=float, default=1.0, help="shape of the gaps: 1 Poisson, below in bursts, above steadier"
     )
@@ -68,9 +66,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def _add_workload(group: argparse._ArgumentGroup) -> None:
     kinds = "; ".join(f"{profile.name}: {profile.about}" for profile in PROFILES.values())
-    group.add_argument(
-        "--profile", choices=sorted(PROFILES), default="chat", help=f"kind of work (default: chat). {kinds}"
-    )
+    about = f"kind of work (default: chat). {kinds}"
+    group.add_argument("--profile", choices=[*PROFILES, *ALIASES], metavar="NAME", default="chat", help=about)
     group.add_argument(
         "--dataset-path", type=Path, metavar="FILE",
         help="questions of your own: ShareGPT-style JSON, JSON lines with prompt or messages, or one a line",
