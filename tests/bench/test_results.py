@@ -81,6 +81,9 @@ def test_vllms_keys_and_their_meaning() -> None:
     assert facts["output_lens"] == [5, 3, 0]
     assert "1 of 3 requests failed, the first with: broken" in facts["warnings"]
     json.dumps(facts, allow_nan=False)
+    found = result(records)
+    assert dict(found) == found.as_json()
+    assert found.get("nothing") is None
 
 
 def test_embeddings_have_their_own_keys() -> None:

@@ -35,7 +35,7 @@ def nested(total: float, shares: list[float], ttft: float) -> tuple[Trace, float
         busy *= share
         first = min(ttft, busy)
         spans.append(Span(name="engine" if number == len(shares) - 1 else f"layer {number}", begin=1.0, end=1.0 + busy,
-                          first=1.0 + first, busy=busy, depth=number))  # fmt: skip
+                          first=1.0 + first, busy=busy))  # fmt: skip
     return Trace(number=0, begin=1.0, end=1.0 + total, spans=spans, ttft=ttft), total
 
 

@@ -13,10 +13,9 @@ import orjson
 from velollm.bench.statistics import Interval, bootstrap, per_second, percentile
 from velollm.errors import ConfigError
 
-__all__ = ["Comparison", "Difference", "compare", "read_runs"]
+__all__ = ["Comparison", "Difference", "compare", "read_runs", "render"]
 
 JSON: TypeAlias = dict[str, Any]
-Runs: TypeAlias = Sequence[Sequence[float]]
 
 SAME = ("profile", "model_id", "num_prompts", "max_concurrency", "request_rate", "burstiness")
 MATTERS = 0.01  # a difference below one percent is none, however sure it is

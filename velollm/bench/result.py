@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeAlias
 
@@ -35,8 +35,11 @@ class Step:
 
 
 @attrs.frozen(kw_only=True)
-class Result:
-    """`settings` say what was asked of whom, `figures` are those of `summarise`; of a sweep, those of its last step."""
+class Result(Mapping[str, Any]):
+    """`settings` say what was asked of whom, `figures` are those of `summarise`; of a sweep, those of its last step.
+
+    As a mapping it is what `vllm bench serve` writes, without the single requests.
+    """
 
     settings: JSON
     figures: JSON
@@ -46,8 +49,13 @@ class Result:
     steps: tuple[Step, ...] = ()
 
     def __getitem__(self, key: str) -> Any:
-        """A figure by its key, as in vLLM's files."""
         return self.as_json()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.as_json())
+
+    def __len__(self) -> int:
+        return len(self.as_json())
 
     def as_json(self, *, details: bool = False) -> JSON:
         """What `vllm bench serve` writes, and more; `details` adds the times of every request."""

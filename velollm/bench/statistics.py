@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from random import Random
 
@@ -112,8 +111,3 @@ def _drawn(runs: Sequence[Sequence[float]], random: Random) -> list[float]:
 
 def _flat(runs: Sequence[Sequence[float]]) -> list[float]:
     return [value for run in runs for value in run]
-
-
-def share_below(ordered: Sequence[float], value: float) -> float:
-    """The share of ascending values that are at most `value`."""
-    return bisect_right(ordered, value) / len(ordered) if ordered else 0.0

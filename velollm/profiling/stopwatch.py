@@ -28,7 +28,7 @@ class Spans:
         if len(self._found) >= MOST_REQUESTS:
             self.clear()
         spans = self._found.setdefault(request.context.request_id, [])
-        span = Span(name=name, begin=self.clock(), depth=len(spans))
+        span = Span(name=name, begin=self.clock())
         spans.append(span)
         return span
 

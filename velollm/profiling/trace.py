@@ -26,7 +26,7 @@ PHASES = (*FIRST, *LAST)
 class Span:
     """Something that took from `begin` to `end`; `busy` is how long it was waited for in between, below it included.
 
-    `first` is when its first event came. `depth` is how many spans it lies in.
+    `first` is when its first event came.
     """
 
     name: str
@@ -34,7 +34,6 @@ class Span:
     end: float = 0.0
     first: float | None = None
     busy: float = 0.0
-    depth: int = 0
 
 
 @attrs.define(kw_only=True)

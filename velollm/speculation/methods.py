@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 import attrs
 
@@ -12,8 +11,6 @@ from velollm.models.gguf import GGUF, LongArray
 from velollm.speculation.lookup import Lookup, NgramMod, NgramSimple
 
 __all__ = ["Draft", "Head", "Method", "fits", "heads", "methods", "usable"]
-
-Kind: TypeAlias = Literal["ngram-simple", "ngram-mod", "draft-simple", "draft-mtp", "draft-eagle3"]
 
 VOCABULARY_APART = 128  # llama.cpp's limit (common/speculative.cpp)
 # (tokens looked for, tokens drafted): llama.cpp's default, and shorter ones for answers that repeat in small pieces.
@@ -44,7 +41,7 @@ class Head:
 class Method:
     """A way to guess: `flags` for llama-server, `length` the longest draft, `draft` the relative cost of a guess."""
 
-    kind: str
+    kind: str  # llama-server's word: ngram-simple, ngram-mod, draft-simple, draft-mtp
     name: str
     flags: Mapping[str, str]
     length: int
