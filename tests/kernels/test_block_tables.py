@@ -110,8 +110,8 @@ class World:
 
 def steps(data: st.DataObject, world: World) -> Iterator[None]:
     """Anything that can happen next."""
-    for _ in range(data.draw(st.integers(1, 14))):
-        kinds = ["open", "append", "append", "fork", "close"] if world.alive else ["open"]
+    for _ in range(data.draw(st.integers(4, 16))):
+        kinds = ["open", *["append"] * 4, *["fork"] * 2, "close"] if world.alive else ["open"]
         kind = data.draw(st.sampled_from(kinds))
         if kind == "open":
             world.open()

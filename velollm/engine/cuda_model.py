@@ -82,8 +82,8 @@ class CudaModel:
 def load_model(path: str | Path, on: Executor, scalar: str, context: int) -> CudaModel:
     """The model in the GGUF file at `path`, in numbers of type `scalar`, for sequences of up to `context` tokens.
 
-    Raises `ConfigError` (`GGUFError` among them) for what the kernels cannot compute: other architectures, quantised
-    weights, heads of other widths.
+    Raises `ConfigError` (`GGUFError` among them) for what the kernels cannot compute: other architectures, tensor
+    types that are not read, heads of other widths.
     """
     header = read_gguf(path)
     weights = read_weights(path)

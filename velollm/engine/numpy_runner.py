@@ -26,9 +26,10 @@ ARCHITECTURE = "llama"
 
 
 class NumpyRunner:
-    """The f32 or f16 llama model in the GGUF file at `path`, with `num_blocks` blocks of KV cache.
+    """The llama model in the GGUF file at `path`, with `num_blocks` blocks of KV cache.
 
-    Raises `ConfigError` (`GGUFError` among them) for other architectures, quantised files and files that are none.
+    Raises `ConfigError` (`GGUFError` among them) for other architectures, tensor types that are not read,
+    and files that are none.
     """
 
     def __init__(self, path: str | Path, num_blocks: int = 256, *, slots: int = 256, batch: int = 256) -> None:

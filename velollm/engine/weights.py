@@ -1,4 +1,4 @@
-"""The tensors of a GGUF file whose weights are not quantised, for the reference runner. Needs NumPy."""
+"""The tensors of a GGUF file as float32, for the runners that compute with them. Needs NumPy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from velollm.engine.quantised import QUANTISED, dequantised
 from velollm.models.gguf import GGUFError, read_gguf
+from velollm.models.gguf_types import TENSOR_NAMES, TENSOR_TYPES
 
 __all__ = ["read_weights"]
 
@@ -22,7 +24,10 @@ KINDS: dict[int, type[np.number[Any]]] = {0: np.float32, 1: np.float16, BF16: np
 
 
 def read_weights(path: str | Path) -> dict[str, Floats]:
-    """Every tensor by its name, as float32, the outermost dimension first. Raises `GGUFError` for quantised ones."""
+    """Every tensor by its name, as float32, the outermost dimension first.
+
+    Raises `GGUFError` for tensor types that are not read (the IQ ones among them).
+    """
     header = read_gguf(path)  # checks all lengths, so that what follows may trust them
     with open(path, "rb") as file:
         file.read(8)
@@ -35,14 +40,22 @@ def read_weights(path: str | Path) -> dict[str, Floats]:
         start = -(-file.tell() // alignment) * alignment
         weights = {}
         for name, shape, kind, offset in found:
-            if kind not in KINDS:
-                raise GGUFError(f"{path}: the reference runner reads f32, f16 and bf16 only, and {name} is none")
-            count = int(np.prod(shape))
-            values = np.fromfile(file, KINDS[kind], count, offset=start + offset - file.tell())
-            if kind == BF16:
-                values = (values.astype(np.uint32) << 16).view(np.float32)
-            weights[name] = values.reshape(shape).astype(np.float32)
+            weights[name] = _read(file, kind, start + offset, int(np.prod(shape)), f"{path}: {name}").reshape(shape)
     return weights
+
+
+def _read(file: BinaryIO, kind: int, start: int, count: int, where: str) -> Floats:
+    """`count` numbers of the tensor type `kind` from the byte `start` on."""
+    file.seek(start)
+    if kind in QUANTISED:
+        block, size = TENSOR_TYPES[kind]
+        return dequantised(kind, np.fromfile(file, np.uint8, count // block * size))
+    if kind not in KINDS:
+        raise GGUFError(f"{where} is {TENSOR_NAMES.get(kind, f'of type {kind}')}, which is not read here")
+    values = np.fromfile(file, KINDS[kind], count)
+    if kind == BF16:
+        values = (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float32)
 
 
 def _describe(file: BinaryIO) -> tuple[str, tuple[int, ...], int, int]:
