@@ -157,6 +157,24 @@ def test_only_what_a_search_changed_is_set(
     assert found == {**computed, "OLLAMA_NUM_PARALLEL": "8"}
 
 
+def test_what_was_only_lucky_is_withdrawn(
+    place: Path, engine: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    luck = iter([10.0, 30.0])  # of the first two candidates; nothing is better than anything afterwards
+
+    async def measured(url: str, *rest: Any, **options: Any) -> Measurement:
+        return Measurement(throughput=next(luck, 10.0), ttft=1, ttft_alone=1)
+
+    monkeypatch.setattr(tune, "measure", measured)
+    monkeypatch.setattr(tune, "candidates", lambda tuning, choices: [{"OLLAMA_NUM_PARALLEL": n} for n in ("4", "8")])
+    words = ["tune", "ollama", "--model", "tiny", "--clients", "4", "--binary", engine]
+    assert main([*words, "--search", "--budget", "60", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "withdrawn: measured again" in err
+    found = {one["name"]: one["value"] for one in json.loads(out)["settings"]}
+    assert found["OLLAMA_NUM_PARALLEL"] == "4"
+
+
 def test_an_end_from_outside_ends_the_trial(place: Path, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pids: list[int] = []
 

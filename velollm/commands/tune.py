@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 from types import FrameType
@@ -33,6 +34,7 @@ from velollm.tuning.verifying import WORTH, Verdict, verify
 
 __all__ = ["configure", "end_trials_with_us", "run"]
 
+CONFIRMATIONS = 2
 COMPARED = VARIABLES.keys() - {"OLLAMA_HOST", "OLLAMA_MODELS", "OLLAMA_DEBUG"}
 
 EXAMPLES = """\
@@ -217,10 +219,20 @@ class _Job:
         if found.trials < len(options):
             _say(f"{found.trials} of {len(options)} candidates were tried: a longer --budget tries the rest")
         if found.score > WORTH * found.start_score:
-            gain = found.score / found.start_score if found.start_score else 0.0
+            gain = _again(options[0], found.values, evaluate)
+            if gain < WORTH:
+                _say(f"withdrawn: measured again in turns, the best of {found.trials} trials does not pay")
+                return
             why = f"the best of {found.trials} trials ({found.score:.1f} tokens/s, {gain:.2f} x the computed settings)"
             changed = {name: value for name, value in found.values.items() if options[0].get(name) != value}
             self.tuning = self.tuning.with_values(changed, why)
+
+
+def _again(start: Values, best: Values, evaluate: Callable[[Values, int], float]) -> float:
+    """What `best` gains over `start`, both measured anew in turns: the best of many is often only the luckiest."""
+    pairs = [(evaluate(start, 1), evaluate(best, 1)) for _ in range(CONFIRMATIONS)]
+    before, after = (fmean(pair[side] for pair in pairs) for side in (0, 1))
+    return after / before if before else 0.0
 
 
 def end_trials_with_us() -> None:
