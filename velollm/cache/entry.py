@@ -14,7 +14,7 @@ _MAGIC: Final = b"VLC2"
 # What a prompt takes in the semantic index, as measured: its reading, its trigrams, its places in their lists.
 _INDEXED_COST: Final = 2048
 _INDEXED_COST_PER_LETTER: Final = 90
-_ENTRY_COST: Final = 512
+_ENTRY_COST: Final = 896
 
 
 class Damaged(ValueError):

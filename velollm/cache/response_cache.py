@@ -189,7 +189,8 @@ class ResponseCache:
         data = b""
         if reason is None:
             try:
-                data = orjson.dumps(answer)
+                # A copy: orjson leaves its buffer as large as it was, a page for the shortest answer.
+                data = bytes(memoryview(orjson.dumps(answer)))
             except TypeError as error:
                 reason = "not-json"
                 _log.debug("answer not stored: %s", error)
