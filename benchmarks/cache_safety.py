@@ -4,7 +4,7 @@
 
 Times: one key asks prompts, another one asks the same prompts and as many that nobody has asked, in random order, each
 for the first time. The AUC is the chance that a prompt of the first key takes less time than a fresh one; 0.5 tells
-nothing. As a control, the second key then asks its own prompts again, which are in its cache.
+nothing. As a control, the second key then asks the same prompts again, which are now in its own cache.
 Memory: requests with a prompt, a session and a user of their own each, in front of an engine that answers at once.
 """
 
@@ -85,20 +85,27 @@ def _timing(client: httpx.Client, probes: int, rng: random.Random) -> JSON:
     for number in range(100):  # so that nothing is slow because it is new
         for key in (ANN, BOB):
             _ask(client, key, f"Warm-up number {number}: {_question(rng, 10**6 + number)}")
-    kept = [_question(rng, number) for number in range(probes)]
-    fresh = [_question(rng, number) for number in range(probes, 2 * probes)]
+    kept, fresh, newer = ([_question(rng, 10**4 * part + n) for n in range(probes)] for part in (1, 2, 3))
     for prompt in kept:
         _ask(client, ANN, prompt)
-    order = [(prompt, True) for prompt in kept] + [(prompt, False) for prompt in fresh]
+    theirs, none = _mixed(client, kept, fresh, "miss", rng)
+    own, still_none = _mixed(client, kept, newer, "hit-exact", rng)
+    return {"auc": auc(theirs, none), "auc_of_own": auc(own, still_none), "probes": probes}
+
+
+def _mixed(
+    client: httpx.Client, one: list[str], fresh: list[str], expected: str, rng: random.Random
+) -> tuple[list[float], list[float]]:
+    """Seconds of the prompts of `one`, about which the cache says what is expected, and of fresh ones, taking turns."""
+    order = [(prompt, False) for prompt in one] + [(prompt, True) for prompt in fresh]
     rng.shuffle(order)
-    times: dict[bool, list[float]] = {True: [], False: []}
-    for prompt, theirs in order:
+    times: tuple[list[float], list[float]] = [], []
+    for prompt, is_fresh in order:
         seconds, said = _ask(client, BOB, prompt)
-        if said != "miss":
-            raise RuntimeError(f"another key's prompt was answered: {said}")
-        times[theirs].append(seconds)
-    again = [_ask(client, BOB, prompt)[0] for prompt in kept]
-    return {"auc": auc(times[True], times[False]), "auc_of_own": auc(again, times[False]), "probes": probes}
+        if said != ("miss" if is_fresh else expected):
+            raise RuntimeError(f"not {expected}, but {said}")
+        times[is_fresh].append(seconds)
+    return times
 
 
 def _question(rng: random.Random, number: int) -> str:
