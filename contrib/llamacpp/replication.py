@@ -176,10 +176,13 @@ class Placed:
 
 
 def text_of(request: ChatRequest) -> str:
-    """What the prompt is made of, the first in front: equal beginnings give equal beginnings of the prompt."""
-    tools = encode_tools(request.tools) if request.tools else []
-    parts = {"tools": tools, "messages": encode_messages(request.messages), "prompt": request.prompt}
-    return request.model + dump(parts).decode()
+    """What the prompt is made of, the first in front: equal beginnings give equal beginnings of the prompt.
+
+    That of a conversation goes on where it had ended a turn before.
+    """
+    parts = [dump(encode_tools(request.tools)), dump(encode_messages(request.messages))[:-1]]
+    prompt = request.prompt or ""
+    return request.model + b"".join(parts).decode() + (prompt if isinstance(prompt, str) else str(prompt)[:-1])
 
 
 def in_slot(request: ChatRequest, slot: int) -> ChatRequest:

@@ -86,8 +86,9 @@ class SlotBook:
         kept = common_length(saved.text, text) if saved is not None else 0
         there, other = max(((length, slot) for length, slot in found if slot.busy), default=(0, None), key=_first)
         if max(kept, there) - here < WORTH:
-            # a conversation goes where its beginning is; a stranger where least is lost
-            slot = best if here >= WORTH else min((slot for _, slot in idle), key=lambda slot: slot.used)
+            # a conversation goes where its beginning is, however short; a stranger where least is lost
+            follows = 0 < len(best.text) == here
+            slot = best if follows or here >= WORTH else min((slot for _, slot in idle), key=lambda slot: slot.used)
             return self._take(slot, text, owner)
         slot = min((slot for _, slot in idle), key=lambda slot: slot.used)
         if kept >= there - WORTH:

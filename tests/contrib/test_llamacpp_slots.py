@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from velollm.backend import open_backend
+from velollm.contrib.llamacpp.replication import text_of
 from velollm.contrib.llamacpp.slots import WORTH, Choice, Saved, SlotBook, common_length
 from velollm.messages import ChatRequest, Collector, Message, Source
 
@@ -186,3 +187,17 @@ async def test_one_that_leaves_gives_its_slot_back() -> None:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         assert await ask(backend, prompt(9)) in ("0", "1")
+
+
+def test_a_short_conversation_stays_where_it_is() -> None:
+    book = SlotBook(3, "x")
+    first = ChatRequest(messages=[Message(role="user", content="Count slowly.")])
+    slot = book.choose(text_of(first), first).slot
+    book.release(slot)
+    stranger = ChatRequest(messages=[Message(role="user", content="What is the capital of France?")])
+    other = book.choose(text_of(stranger), stranger).slot
+    book.release(other)
+    assert other != slot
+    turns = [*first.messages, Message(role="assistant", content="One."), Message(role="user", content="Go on.")]
+    following = first.replace(messages=turns)
+    assert book.choose(text_of(following), following).slot == slot

@@ -67,7 +67,7 @@ def request_body(request: ChatRequest) -> bytes:
     return dump(encode_chat(request) if wire == "openai.chat" else encode_completion(request))
 
 
-def dump(body: JSON) -> bytes:
+def dump(body: Any) -> bytes:
     """JSON bytes. Raises `RequestError` where the client's own fields are nested deeper than JSON writers go."""
     try:
         return orjson.dumps(body)
