@@ -16,6 +16,8 @@ from tiny_gguf import write_tiny_gguf
 from velollm import benchmark
 from velollm.tuning.trials import EmbeddedTrial
 
+from .conftest import Served
+
 pytestmark = pytest.mark.e2e
 
 
@@ -55,6 +57,16 @@ def test_a_file_is_run_and_asked(tmp_path: Path) -> None:
     file = write_tiny_gguf(tmp_path / "tiny.gguf")
     found = benchmark(str(file), profile="embeddings", num_prompts=3, input_len=20)
     assert (found["backend"], found["completed"], found["total_input_sequences"]) == ("backend", 3, 12)
+
+
+def test_ollama_itself_and_what_stands_before_it(ollama_url: str, served: Served) -> None:
+    """The same questions on Ollama's own wire and on OpenAI's, through the proxy: as many tokens each."""
+    asked: dict[str, Any] = {"num_prompts": 2, "max_concurrency": 1, "input_len": 30, "output_len": 4}
+    direct = benchmark(ollama_url, **asked)
+    through = benchmark(served.url, **asked)
+    assert direct["backend"] == "ollama"
+    assert direct["total_output_tokens"] == through["total_output_tokens"] == 8
+    assert direct["total_input_tokens"] > 40
 
 
 def test_a_key_that_is_missing(engine: EmbeddedTrial, tmp_path: Path) -> None:
