@@ -23,6 +23,7 @@ from velollm.tuning import TARGETS, Target, tune
 from velollm.tuning.applying import apply, undo
 from velollm.tuning.llama_server import parse_flags
 from velollm.tuning.measuring import Load, measure
+from velollm.tuning.native import build_native, remove_native
 from velollm.tuning.ollama import DEFAULTS
 from velollm.tuning.places import find_place, state_folder
 from velollm.tuning.rendering import FORMATS, render
@@ -44,6 +45,7 @@ examples:
   velollm tune ollama --clients 8 --apply --verify   measure it against the defaults; write it if it pays
   velollm tune ollama --undo                         put back what was there before
   velollm tune llama-server --model model.gguf --search --budget 300
+  velollm tune velo --native-build                   llama.cpp for this very CPU, from the wheel's own source
 """
 
 
@@ -71,6 +73,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--rounds", type=int, default=3, help="rounds of --verify (default: 3)")
     parser.add_argument("--tokens", type=int, default=48, help="length of a measured answer (default: 48)")
+    parser.add_argument(
+        "--native-build",
+        action="store_true",
+        help="velo: compile llama.cpp for this CPU, and use it if it pays; with --undo, go back to the wheel",
+    )
     parser.add_argument("--binary", metavar="PATH", help="the engine's program, where it is not on the PATH")
 
 
@@ -80,6 +87,8 @@ def run(args: argparse.Namespace) -> int:
     state = state_folder(host)
     end_trials_with_us()
     try:
+        if args.native_build:
+            return _native_build(args, host)
         if args.undo:
             return _undo(args, state)
         if args.clients < 1 or args.rounds < 1 or args.tokens < 1 or args.budget <= 0:
@@ -242,6 +251,24 @@ def end_trials_with_us() -> None:
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
     sys.exit(128 + number)
+
+
+def _native_build(args: argparse.Namespace, host: LocalHost) -> int:
+    if args.target != "velo":
+        raise ConfigError(f"a native build is for velo, not for {args.target}")
+    if args.undo:
+        done = "removed" if remove_native() else "there was none"
+        sys.stdout.write(orjson.dumps({"done": done}).decode() + "\n" if args.json else f"native build: {done}\n")
+        return 0
+    machine = detect(host, bandwidth=False)
+    _, path = find_model(args.model, machine, host)
+    built = build_native(path, say=_say, threads=machine.cpu.usable_cores)
+    if args.json:
+        facts = attrs.asdict(built) | {"folder": str(built.folder)}
+        sys.stdout.write(orjson.dumps(facts, option=orjson.OPT_INDENT_2).decode() + "\n")
+    else:
+        sys.stdout.write(f"native build: {built.words}\n")
+    return 0 if built.kept else 1
 
 
 def _undo(args: argparse.Namespace, state: Path) -> int:

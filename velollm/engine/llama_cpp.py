@@ -16,9 +16,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from velollm.engine.native import find_native
 from velollm.errors import ConfigError
 
-__all__ = ["Batch", "ContextParams", "GrammarTokenizer", "ModelParams", "TokenData", "TokenDataArray", "load_library"]
+__all__ = [
+    "Batch",
+    "ContextParams",
+    "GrammarTokenizer",
+    "ModelParams",
+    "TokenData",
+    "TokenDataArray",
+    "find_wheel",
+    "load_library",
+    "open_library",
+]
 
 logger = logging.getLogger("velollm.engine.llama")
 
@@ -36,6 +47,7 @@ POINTER, INT, UINT, FLOAT, BOOL, SIZE, TEXT = (
     c.c_char_p,
 )
 ERROR, CONTINUED = 4, 5  # ggml's log levels
+GRAMMARS = "llg_"  # llguidance, which llama.cpp by itself does without
 
 
 class ModelParams(c.Structure):
@@ -181,16 +193,31 @@ CONTEXT_DEFAULTS: dict[str, Any] = {
 
 @cache
 def load_library(path: str | None = None) -> Any:
-    """The library with its functions declared; `path` stands in for the wheel's.
+    """The library with its functions declared: the one built for this CPU, else the wheel's; or the one at `path`.
 
     Raises `ConfigError` when it is missing, or not the build that this code was written for.
     """
-    where = path or _find()
+    if path is not None:
+        return open_library(path)
+    wheel = find_wheel()
+    native = find_native(WHEEL, Path(wheel))
+    if native is not None:
+        try:
+            return open_library(str(native))
+        except ConfigError as error:
+            logger.warning("the native build is left aside: %s", error.message)
+    return open_library(wheel)
+
+
+def open_library(where: str) -> Any:
+    """The library at `where`. Raises `ConfigError`."""
     for variable, way in WAITING.items():
         os.environ.setdefault(variable, way)
     try:
         library = c.CDLL(where)
         for name, (result, *arguments) in FUNCTIONS.items():
+            if name.startswith(GRAMMARS) and not hasattr(library, name):  # a build of llama.cpp alone
+                setattr(library, name, getattr(c.CDLL(find_wheel()), name))
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
@@ -209,7 +236,8 @@ def load_library(path: str | None = None) -> Any:
     return library
 
 
-def _find() -> str:
+def find_wheel() -> str:
+    """The wheel's shared object. Raises `ConfigError` where there is none, or another version."""
     spec = find_spec("xllamacpp")
     if spec is None or spec.origin is None:
         raise ConfigError('a GGUF file needs llama.cpp to run: pip install "velollm[llamacpp]"')
