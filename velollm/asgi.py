@@ -115,7 +115,18 @@ class Responder:
 
 def encode_headers(headers: Mapping[str, str]) -> Headers:
     """Header names and values as ASGI wants them; what Latin-1 cannot carry is replaced, line breaks are dropped."""
-    return [(_wire(name.lower()), _wire(value)) for name, value in headers.items()]
+    return [(NAMES.get(name) or _name(name), _wire(value)) for name, value in headers.items()]
+
+
+MOST_NAMES = 256
+NAMES: dict[str, bytes] = {}  # on the wire, of headers that were sent before
+
+
+def _name(name: str) -> bytes:
+    wire = _wire(name.lower())
+    if len(NAMES) < MOST_NAMES:
+        NAMES[name] = wire
+    return wire
 
 
 def _wire(text: str) -> bytes:
@@ -126,10 +137,7 @@ def _wire(text: str) -> bytes:
 
 def decode_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     """Header names (lower case) and values as text; of a repeated header the first counts."""
-    decoded: dict[str, str] = {}
-    for name, value in headers:
-        decoded.setdefault(name.decode("latin-1"), value.decode("latin-1"))
-    return decoded
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed([*headers])}
 
 
 class DisconnectWatch:

@@ -112,13 +112,12 @@ def read_usage(answer: JSON) -> Usage | None:
 
 
 def _usage(usage: JSON) -> Usage:
-    prompt, completion = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
-    return Usage(
-        prompt_tokens=_count(usage, "prompt_tokens"),
-        completion_tokens=_count(usage, "completion_tokens"),
-        cached_tokens=_detail(prompt, "cached_tokens"),
-        reasoning_tokens=_detail(completion, "reasoning_tokens"),
-    )
+    found = Usage(prompt_tokens=_count(usage, "prompt_tokens"), completion_tokens=_count(usage, "completion_tokens"))
+    if "prompt_tokens_details" in usage:
+        found.cached_tokens = _detail(usage["prompt_tokens_details"], "cached_tokens")
+    if "completion_tokens_details" in usage:
+        found.reasoning_tokens = _detail(usage["completion_tokens_details"], "reasoning_tokens")
+    return found
 
 
 def _detail(details: Any, key: str) -> int | None:
