@@ -159,7 +159,8 @@ def litellm(python: Path, folder: Path, upstream: int) -> tuple[list[str], int, 
 def by_command(template: str, upstream: int) -> tuple[list[str], int, dict[str, str]]:
     port = free_port()
     values = {"python": sys.executable, "upstream": upstream, "port": port}
-    return [part.format(**values) for part in shlex.split(template)], port, {}
+    own = {"VELOLLM_EMBEDDER_DIR": os.devnull}  # as it comes: without an embedding model that may be installed here
+    return [part.format(**values) for part in shlex.split(template)], port, own
 
 
 @contextmanager
