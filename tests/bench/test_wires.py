@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from velollm.bench.counters import difference, read_counters
 from velollm.bench.question import Question
@@ -126,6 +128,37 @@ def test_what_is_wrong_is_said(wire: str, pieces: list[bytes], headers: Any, sta
     record = read(wire, pieces, headers, status)
     assert not record.good
     assert record.error == error
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 5) | st.text(max_size=3) | st.just("stop"),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(
+        st.sampled_from(
+            ["choices", "delta", "content", "usage", "timings", "error", "message", "text", "finish_reason", "done",
+             "tool_calls", "prompt_tokens", "cached_tokens", "prompt_tokens_details", "eval_count", "data", "velollm",
+             "timing", "embeddings", "prompt_ms", "cache_n"]
+        ),
+        inner, max_size=4,
+    ),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@given(
+    st.sampled_from(["openai.chat", "openai.completions", "openai.embeddings", "ollama.chat", "ollama.embed"]),
+    st.lists(VALUES | st.binary(max_size=20), max_size=4),
+    st.sampled_from([SSE, JSON, []]),
+    st.sampled_from([200, 404, 500]),
+)
+def test_no_answer_breaks_the_reader(wire: str, values: list[Any], headers: Any, status: int) -> None:
+    pieces = []
+    for value in values:
+        data = value if isinstance(value, bytes) else json.dumps(value).encode()
+        pieces.append(data + b"\n" if wire.startswith("ollama") else b"data: %b\n\n" % data)
+    record = read(wire, pieces, headers, status)
+    assert record.good or record.error
+    assert record.output_tokens >= 0
 
 
 def test_answers_of_a_cache_are_told() -> None:

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import attrs
 import orjson
 
-from velollm.api.sse import LineDecoder, SSEDecoder
+from velollm.api.sse import LineDecoder, SSEDecoder, SSEFrame
 from velollm.bench.question import Question
 from velollm.bench.record import Record
 from velollm.errors import VeloError
@@ -32,6 +32,7 @@ PATHS: Mapping[str, str] = {
 TIMING = re.compile(r"([\w-]+)\s*;[^,]*?dur=([\d.]+)")
 OUTPUT = ("content", "reasoning_content", "reasoning", "tool_calls", "function_call")
 LONGEST_ERROR = 300
+MALFORMED = (AttributeError, KeyError, TypeError, ValueError)
 
 
 @attrs.frozen(kw_only=True)
@@ -171,34 +172,36 @@ class Reader:
         self._last = time
         if self._whole is not None:
             self._whole.append(piece)
-            return
-        try:
-            if isinstance(self._frames, LineDecoder):
-                for line in self._frames.feed(piece):
-                    self._line(line, time)
-            else:
-                for frame in self._frames.feed(piece):
-                    self._frame(frame.data, time)
-        except VeloError as error:
-            self._record.error = self._record.error or error.message
+        else:
+            self._read(self._frames.feed, piece)
 
     def end(self) -> None:
         """The body is complete."""
         record = self._record
         if self._whole is not None:
-            self._in_one_piece(b"".join(self._whole))
-        elif isinstance(self._frames, LineDecoder):
-            for line in self._frames.end():
-                self._line(line, self._last)
+            self._read(lambda body: [body], b"".join(self._whole))
         else:
-            for frame in self._frames.end():
-                self._frame(frame.data, self._last)
+            self._read(lambda _: self._frames.end(), b"")
         record.text = "".join(self._texts)
         if self._whole is None and not record.error:
             if not record.arrivals:
                 record.error = "the answer held no token"
             elif not self._finished:
                 record.error = "the stream ended before the answer did"
+
+    def _read(self, split: Callable[[bytes], Iterable[SSEFrame | bytes]], piece: bytes) -> None:
+        try:
+            for part in split(piece):
+                if not isinstance(part, bytes):
+                    self._frame(part.data, self._last)
+                elif self._whole is not None:
+                    self._in_one_piece(part)
+                else:
+                    self._line(part, self._last)
+        except VeloError as error:
+            self._record.error = self._record.error or error.message
+        except MALFORMED:
+            self._record.error = self._record.error or "the answer is not what the API says"
 
     # ---- OpenAI ----
 

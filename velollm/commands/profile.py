@@ -67,7 +67,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output-len", type=int, metavar="TOKENS", help="longest answer")
     parser.add_argument("--seed", type=int, default=0, help="of the questions (default: 0)")
     parser.add_argument("--direct", action="store_true", help="straight to the engine, without VeloLLM's layers")
-    parser.add_argument("--trace", type=Path, metavar="FILE", help="write the spans for Perfetto or Chrome")
+    parser.add_argument("--trace", "--save", type=Path, metavar="FILE", help="write the spans for Perfetto or Chrome")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     live = parser.add_argument_group("a running proxy")
     live.add_argument("--live", action="store_true", help="watch it, until Ctrl-C")
