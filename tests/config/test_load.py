@@ -251,6 +251,7 @@ def test_unknown_variables_are_told_with_the_nearest() -> None:
     "environ",
     [
         {"VELOLLM_MODELS_DIR": "/models"},
+        {"VELOLLM_EMBEDDER_DIR": "/embedders"},
         {"VELOLLM_TEST_OLLAMA": "/bin/ollama"},
         {"VELOLLM_PORT": "tcp://10.0.0.1:8000"},  # Kubernetes, beside a service called velollm
         {"VELOLLM_SERVICE_HOST": "10.0.0.1"},
