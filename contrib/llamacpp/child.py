@@ -40,7 +40,7 @@ def server_parameters(library: Any, given: dict[str, Any]) -> Any:
     parameters.model.path = given["path"]
     parameters.model_alias = set(given["names"])
     parameters.api_keys = [given["key"]]
-    parameters.port = 0
+    parameters.port = given.get("port", 0)
     parameters.ui = False
     parameters.endpoint_metrics = True
     if given.get("slot_save_path"):

@@ -34,6 +34,7 @@ LONGEST_REST = 30.0  # seconds that a backend's own Retry-After is heeded
 PACE_PIECES = 16  # shorter answers say nothing about pace: they look slow on healthy backends
 PACE_ANSWERS = 5
 SLOWER = 6.0
+SLOWER_SECONDS = 0.005  # a piece: below that, a busy machine is the reason rather than the backend
 SLOW_BREAK = 10.0
 
 
@@ -195,4 +196,7 @@ class Pace:
     def is_outlier(self, others: list[Pace]) -> bool:
         """Whether it is far slower than the median of the others with the same model."""
         known = sorted(other.seconds for other in others if other.answers >= PACE_ANSWERS)
-        return bool(known) and self.answers >= PACE_ANSWERS and self.seconds > SLOWER * known[len(known) // 2]
+        if not known or self.answers < PACE_ANSWERS:
+            return False
+        usual = known[len(known) // 2]
+        return self.seconds > max(SLOWER * usual, usual + SLOWER_SECONDS)
