@@ -12,7 +12,7 @@ from __future__ import annotations
 import struct
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -208,17 +208,19 @@ def write_tiny_gguf(
     metadata: Mapping[str, Any] = {},
     tensors: Mapping[str, Floats] = {},
     architecture: str = "llama",
+    without: Collection[str] = (),
 ) -> Path:
     """Write the model to `path` and return it.
 
     `metadata` overrides or adds keys (None leaves one out), `tensors` adds weights; `architecture` names another one of
-    the same shape.
+    the same shape, `without` parts of the names of weights that it does not have.
     """
     tokens, merges = _train()
     own = {key.replace("llama.", f"{architecture}.", 1): value for key, value in _metadata(tokens, merges).items()}
     own["general.architecture"] = architecture
     keys = {key: value for key, value in {**own, **metadata}.items() if value is not None}
-    return _write(path, keys, [*_weights(_sayable(tokens), seed), *tensors.items()])
+    weights = [*_weights(_sayable(tokens), seed), *tensors.items()]
+    return _write(path, keys, [pair for pair in weights if not any(part in f".{pair[0]}" for part in without)])
 
 
 def _write(path: str | Path, keys: Mapping[str, Any], tensors: list[tuple[str, Floats]]) -> Path:
