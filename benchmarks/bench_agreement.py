@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from harness import HERE, machine
+from harness import HERE, go_ahead, machine
 from load_world import engine
 
 from velollm.bench import benchmark
@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "bench_agreement.json")
     asked = parser.parse_args()
+    go_ahead()
     rows, worst = [], 0.0
     for name, case in CASES.items():
         with nullcontext() if asked.url else engine("--slots", "16", "--cache", "0", "--prefill", "4") as port:

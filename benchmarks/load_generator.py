@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import os
 import subprocess
@@ -24,7 +23,7 @@ from typing import ClassVar
 import attrs
 import httpx
 import uvloop
-from harness import HERE, machine
+from harness import HERE, go_ahead, machine
 
 from velollm.bench.connection import HttpClient
 from velollm.bench.http_asker import HttpAsker
@@ -43,8 +42,7 @@ def apart(core: int) -> None:
     """Run on this core alone, before others: neighbours are not what is measured."""
     if (os.cpu_count() or 1) > 1 and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {core})
-    with contextlib.suppress(AttributeError, PermissionError):
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    go_ahead()
 
 
 # ---- the server ------------------------------------------------------------------------------------------------------

@@ -18,12 +18,13 @@ from support.upstream import scripted
 from velollm.backend import Layer
 from velollm.bench.record import Record
 from velollm.cli import main
+from velollm.config import ObservabilitySettings, Settings
 from velollm.messages import ChatRequest, Message, RequestContext
 from velollm.profiling.live import frame
 from velollm.profiling.perfetto import chrome_trace
 from velollm.profiling.report import facts, render
 from velollm.profiling.stopwatch import Spans, interpose, name_of
-from velollm.profiling.trace import Span, Trace, breakdown, trace_of
+from velollm.profiling.trace import Span, Trace, breakdown, placed, trace_of
 
 TIMES = st.floats(0, 10)
 
@@ -194,6 +195,47 @@ def test_a_running_proxy_from_outside_and_live(capsys: pytest.CaptureFixture[str
     assert json.loads(out[:end])["requests"] == 2
     assert out.count("requests/s") == 2
     assert "/v1/chat/completions" in out
+
+
+def test_a_running_proxy_that_times_its_layers(capsys: pytest.CaptureFixture[str]) -> None:
+    async def go(traces: bool) -> int:
+        settings = Settings(observability=ObservabilitySettings(traces=traces))
+        backend = ScriptedBackend(["a", "b", "c"], pause=0.01)
+        async with serve(served(backend, settings=settings)) as server:
+            url = f"http://127.0.0.1:{server.port}"
+            words = ["--num-prompts", "3", "--json", "--model", "scripted-model"]
+            return await asyncio.to_thread(main, ["profile", "--backend", url, *words])
+
+    assert asyncio.run(go(True)) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert {"door", "observe", "scheduling", "decode"} <= set(found["phases"])
+    assert "told apart" not in err
+    for trace in found["traces"]:
+        assert sum(trace["phases"].values()) == pytest.approx(trace["total"], rel=0.01)
+        assert trace["phases"]["decode"] > 0.01
+    assert asyncio.run(go(False)) == 0
+    out, err = capsys.readouterr()
+    assert "scheduling" not in json.loads(out)["phases"]
+    assert "start it with --traces on" in err
+
+
+def test_spans_are_kept_for_the_last_requests_only() -> None:
+    spans = Spans(kept=2)
+    for name in "abc":
+        request = ChatRequest(context=RequestContext(request_id=name, marks={"queued": 1.0, "sent": 1.5}))
+        spans.end(request, spans.begin(request, "engine"))
+    assert [one["id"] for one in spans.show()] == ["c", "b"]
+    assert spans.show()[0]["queued"] == 0.5
+    assert spans.take("a") == ([], 0.0)
+
+
+@given(TIMES, TIMES, st.floats(-1e6, 1e6))
+def test_spans_by_another_clock_lie_within(total: float, inside: float, clock: float) -> None:
+    inside = min(inside, total)
+    (span,) = placed([Span(name="x", begin=clock, end=clock + inside, first=clock)], 5.0, total)
+    assert 5.0 - 1e-6 <= span.begin <= span.end <= 5.0 + total + 1e-6
+    assert span.first == pytest.approx(span.begin)
 
 
 STATE = {

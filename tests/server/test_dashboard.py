@@ -12,7 +12,7 @@ from support.asgi import ask
 from support.backend import ScriptedBackend
 from support.serving import served
 
-from velollm.config import ServerSettings, Settings
+from velollm.config import ObservabilitySettings, ServerSettings, Settings
 from velollm.errors import BackendUnreachable
 from velollm.messages import ModelInfo
 from velollm.server import create_app
@@ -155,3 +155,26 @@ async def test_a_key_sees_its_own_requests_and_an_admin_all(tmp_path: Path) -> N
         answer = await ask(app, "GET", "/velollm/api/requests", host="localhost", authorization=f"Bearer {key}")
         seen[name] = [request["key"] for request in answer.json["requests"]]
     assert seen == {"one": ["one"], "two": ["two"], "boss": ["two", "one"]}
+
+
+async def test_traces_are_times_alone_and_for_administrators(tmp_path: Path) -> None:
+    timed = ObservabilitySettings(traces=True)
+    app = served(ScriptedBackend(["my", " secret", " answer"]), settings=Settings(observability=timed))
+    await ask(app, "POST", CHAT, question(stream=True))
+    answer = await ask(app, "GET", "/velollm/api/traces")
+    names = [span["name"] for span in answer.json["traces"][0]["spans"]]
+    assert names[0] == "observe"
+    assert names[-2:] == ["scheduling", "engine"]
+    assert "secret" not in answer.text
+    assert (await ask(served(ScriptedBackend()), "GET", "/velollm/api/traces")).status == 404
+    path = tmp_path / "keys.toml"
+    keys = {"one": KEY, "boss": KEY * 2}
+    path.write_text("".join(
+        f'[[keys]]\nname = "{name}"\nkey = "{key}"\nadmin = {str(name == "boss").lower()}\n'
+        for name, key in keys.items()
+    ))  # fmt: skip
+    app = create_app(Settings(server=ServerSettings(keys=str(path)), observability=timed), environ={})
+    for name, status in (("one", 403), ("boss", 200)):
+        bearer = f"Bearer {keys[name]}"
+        answer = await ask(app, "GET", "/velollm/api/traces", host="localhost", authorization=bearer)
+        assert answer.status == status

@@ -152,12 +152,14 @@ class HttpClient:
         self._busy: set[Exchange] = set()
         self._watch: asyncio.Task[None] | None = None
 
-    async def post(self, path: str, body: bytes) -> Reply:
-        """POST, and the whole answer whatever its status. A kept connection that was closed is replaced, once.
+    async def post(self, path: str, body: bytes, more: str = "") -> Reply:
+        """POST, and the whole answer whatever its status; `more` are further lines of the head.
+
+        A kept connection that was closed is replaced, once.
 
         Raises `BackendUnreachable`, `BackendTimeout` or `BackendProtocolError`.
         """
-        head = f"POST {self._prefix}{path} HTTP/1.1\r\n{self._head}\r\ncontent-length: {len(body)}\r\n\r\n"
+        head = f"POST {self._prefix}{path} HTTP/1.1\r\n{self._head}\r\n{more}content-length: {len(body)}\r\n\r\n"
         return await self._send(head.encode("latin-1") + body)
 
     async def get(self, path: str) -> Reply:

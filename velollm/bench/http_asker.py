@@ -17,9 +17,13 @@ AT_ONCE = 8  # pieces that are read before what has arrived meanwhile is looked 
 
 
 class HttpAsker:
-    """Asks through `client`, on the wire that suits the `kind` of the server."""
+    """Asks through `client`, on the wire that suits the `kind` of the server.
 
-    def __init__(self, client: HttpClient, kind: str, asking: Asking) -> None:
+    With a `name` requests say who they are: `x-request-id: NAME-NUMBER`.
+    """
+
+    def __init__(self, client: HttpClient, kind: str, asking: Asking, *, name: str = "") -> None:
+        self._name = name
         self._client = client
         self._kind = kind
         self._asking = asking
@@ -30,7 +34,8 @@ class HttpAsker:
         body = encode(question, wire, self._asking)
         record.sent = perf_counter()
         try:
-            reply = await self._client.post(PATHS[wire], body)
+            more = f"x-request-id: {self._name}-{record.number}\r\n" if self._name else ""
+            reply = await self._client.post(PATHS[wire], body, more)
         except VeloError as error:
             record.error = error.message
             return

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import logging
 import math
+import secrets
 import shutil
 import sys
 from collections import deque
@@ -17,6 +18,7 @@ import attrs
 import orjson
 
 from velollm.bench.connection import HttpClient
+from velollm.bench.http_asker import HttpAsker
 from velollm.bench.question import Question
 from velollm.bench.record import Record
 from velollm.bench.reports.files import check_writable, write
@@ -33,7 +35,7 @@ from velollm.errors import BackendError, ConfigError, VeloError
 from velollm.profiling.live import frame
 from velollm.profiling.perfetto import chrome_trace
 from velollm.profiling.report import facts, render
-from velollm.profiling.trace import Trace, trace_of
+from velollm.profiling.trace import Span, Trace, placed, trace_of
 from velollm.server.profiled import ProfiledStack
 
 __all__ = ["configure", "run"]
@@ -111,9 +113,35 @@ async def _profile(args: argparse.Namespace, line: ProgressLine) -> list[Trace]:
         asking = Asking(model=args.model or await _first_model(target))
         if args.direct or target.kind == "velollm":
             await ask_all(target.asker(asking), _warm_up(args), [0.0], schedule)
-            done = await ask_all(target.asker(asking), asked, [0.0] * len(asked), schedule, progress=line)
-            return [trace_of(_closed(record)) for record in _answered(done)]
+            return await _from_outside(target, asking, asked, schedule, line)
     return await _through_layers(args, target, asking, asked, schedule, line)
+
+
+async def _from_outside(
+    target: Target, asking: Asking, asked: Sequence[Question], schedule: Schedule, line: ProgressLine
+) -> list[Trace]:
+    """Ask over HTTP; a proxy that times its layers is asked for its spans afterwards."""
+    name = f"profile-{secrets.token_hex(4)}"
+    asker = target.asker(asking) if target.client is None else HttpAsker(target.client, target.kind, asking, name=name)
+    done = await ask_all(asker, asked, [0.0] * len(asked), schedule, progress=line)
+    told = await _spans(target.client) if target.client is not None and target.kind == "velollm" else {}
+    traces = []
+    for record in _answered(done):
+        spans, queued = told.get(f"{name}-{record.number}", ([], 0.0))
+        spans = placed(spans, record.sent, record.latency)
+        traces.append(trace_of(_closed(record), spans, queued=queued))
+    return traces
+
+
+async def _spans(client: HttpClient) -> dict[str, tuple[list[Span], float]]:
+    """The spans of a proxy by the ids of requests; none where it times nothing, or does not tell."""
+    reply = await client.get("/velollm/api/traces")
+    if reply.status != 200:
+        why = "start it with --traces on" if reply.status == 404 else "its traces are for administrators"
+        sys.stderr.write(f"the proxy's layers cannot be told apart: {why}\n")
+        return {}
+    told = orjson.loads(b"".join(piece for _, piece in reply.pieces))["traces"]
+    return {one["id"]: ([Span(**span) for span in one["spans"]], float(one["queued"])) for one in told}
 
 
 async def _through_layers(

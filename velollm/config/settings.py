@@ -240,6 +240,7 @@ class ObservabilitySettings:
     """[observability]: what can be seen from outside."""
 
     metrics: bool = setting(True, "serve /metrics for Prometheus")
+    traces: bool = setting(False, "time every layer, for velollm profile, and keep the last 500 requests")
 
 
 @attrs.frozen(kw_only=True)

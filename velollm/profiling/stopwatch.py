@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from time import perf_counter
+from typing import Any, Protocol
+
+import attrs
 
 from velollm.backend import Backend, Layer
 from velollm.continuation.said import Said
 from velollm.messages import ChatEvent, ChatRequest, Embeddings, EmbedRequest
-from velollm.profiling.trace import Span
+from velollm.profiling.trace import ENGINE, Span
 
-__all__ = ["Spans", "Stopwatch", "interpose", "name_of"]
+__all__ = ["Spans", "Stopwatch", "interpose", "name_of", "watch"]
 
-MOST_REQUESTS = 10_000
+KEPT = 500
+
+
+class Place(Protocol):
+    """Something that holds an engine."""
+
+    backend: Backend
 
 
 class Spans:
-    """The spans of requests by their ids, in the order in which they began."""
+    """The spans of the last `kept` requests by their ids, in the order in which they began."""
 
-    def __init__(self, clock: Callable[[], float] = perf_counter) -> None:
+    def __init__(self, *, kept: int = KEPT, clock: Callable[[], float] = perf_counter) -> None:
         self.clock = clock
+        self._kept = kept
         self._found: dict[str, list[Span]] = {}
         self._queued: dict[str, float] = {}
 
     def begin(self, request: ChatRequest | EmbedRequest, name: str) -> Span:
         """A span of `request` begins."""
-        if len(self._found) >= MOST_REQUESTS:
-            self.clear()
         spans = self._found.setdefault(request.context.request_id, [])
+        if len(self._found) > self._kept:
+            oldest = next(iter(self._found))
+            del self._found[oldest]
+            self._queued.pop(oldest, None)
         span = Span(name=name, begin=self.clock())
         spans.append(span)
         return span
@@ -38,6 +50,13 @@ class Spans:
         marks = request.context.marks
         if "queued" in marks and "sent" in marks:
             self._queued[request.context.request_id] = marks["sent"] - marks["queued"]
+
+    def show(self) -> list[dict[str, Any]]:
+        """All of them as JSON, newest first; times are readings of one clock in seconds."""
+        return [
+            {"id": name, "queued": self._queued.get(name, 0.0), "spans": [attrs.asdict(span) for span in spans]}
+            for name, spans in reversed(self._found.items())
+        ]
 
     def clear(self) -> None:
         """Forget all spans."""
@@ -107,6 +126,13 @@ def interpose(top: Backend, spans: Spans) -> Backend:
         layer.inner = Stopwatch(below, name_of(below), spans)
         layer = below
     return Stopwatch(top, name_of(top), spans)
+
+
+def watch(stack: Backend, engines: Iterable[Place], spans: Spans) -> Backend:
+    """`stack` with stopwatches everywhere, the `engines` at its lower end included."""
+    for place in engines:
+        place.backend = Stopwatch(place.backend, ENGINE, spans)
+    return interpose(stack, spans)
 
 
 def name_of(backend: Backend) -> str:

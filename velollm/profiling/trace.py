@@ -13,7 +13,7 @@ import attrs
 
 from velollm.bench.record import Record
 
-__all__ = ["ENGINE", "PHASES", "Span", "Trace", "breakdown", "order", "trace_of"]
+__all__ = ["ENGINE", "PHASES", "Span", "Trace", "breakdown", "order", "placed", "trace_of"]
 
 ENGINE = "engine"
 # Before the names of layers, which come in their own order, and after them.
@@ -74,6 +74,22 @@ def trace_of(record: Record, spans: Sequence[Span] = (), *, queued: float = 0.0)
     )
     trace.phases = breakdown(trace, waited=record.waited, prefill=record.phases.get("prefill"))
     return trace
+
+
+def placed(spans: Sequence[Span], begin: float, total: float) -> list[Span]:
+    """Spans by another clock, moved so that the outermost lies in the middle of a request from `begin` on."""
+    if not spans:
+        return []
+    shift = begin + max(0.0, total - (spans[0].end - spans[0].begin)) / 2 - spans[0].begin
+    return [
+        attrs.evolve(
+            span,
+            begin=span.begin + shift,
+            end=span.end + shift,
+            first=None if span.first is None else span.first + shift,
+        )
+        for span in spans
+    ]
 
 
 def breakdown(trace: Trace, *, waited: float = 0.0, prefill: float | None = None) -> dict[str, float]:

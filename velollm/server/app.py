@@ -21,6 +21,7 @@ from velollm.middleware import VeloLLM
 from velollm.observability import Metrics, ObserveLayer
 from velollm.observability.access import AccessLog
 from velollm.observability.recent import RecentRequests
+from velollm.profiling.stopwatch import Spans, watch
 from velollm.routing import BackendPool
 from velollm.server.backends import open_pool
 from velollm.server.cache import CacheApi
@@ -42,7 +43,10 @@ class ServerApp:
         metrics.registry.register(pool.turns.metrics)
         self.backend: Backend = ObserveLayer(AdmissionLayer(build(pool, settings, metrics)), metrics)
         recent = RecentRequests()
-        dashboard = Dashboard(pool, metrics, recent)
+        spans = Spans() if settings.observability.traces else None
+        if spans is not None:
+            self.backend = watch(self.backend, pool.members, spans)
+        dashboard = Dashboard(pool, metrics, recent, spans)
         shown = metrics if settings.observability.metrics else None
         service = Service(pool, shown, dashboard, discreet=keys is not None)
         cache = cache_of(self.backend)

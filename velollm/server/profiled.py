@@ -15,12 +15,15 @@ from velollm.config import Settings
 from velollm.door import Door
 from velollm.errors import VeloError
 from velollm.observability import Metrics, ObserveLayer
-from velollm.profiling.stopwatch import Spans, Stopwatch, interpose
-from velollm.profiling.trace import ENGINE, Trace, trace_of
+from velollm.profiling.stopwatch import Spans, watch
+from velollm.profiling.trace import Trace, trace_of
 from velollm.server.backends import open_pool
 from velollm.stack import build
 
 __all__ = ["ProfiledStack"]
+
+
+MOST_REQUESTS = 100_000
 
 
 class ProfiledStack:
@@ -30,14 +33,12 @@ class ProfiledStack:
     """
 
     def __init__(self, settings: Settings, asking: Asking) -> None:
-        self._spans = Spans()
+        self._spans = Spans(kept=MOST_REQUESTS)
         self._asking = asking
         metrics = Metrics()
         self.pool = open_pool(settings, on_health=metrics.set_backend)
-        for member in self.pool.members:
-            member.backend = Stopwatch(member.backend, ENGINE, self._spans)
         stack = ObserveLayer(AdmissionLayer(build(self.pool, settings, metrics)), metrics)
-        self._backend = interpose(stack, self._spans)
+        self._backend = watch(stack, self.pool.members, self._spans)
         self._door = Door(self._backend)
 
     async def __aenter__(self) -> ProfiledStack:

@@ -9,8 +9,10 @@ from importlib.resources import files
 import orjson
 
 from velollm.admission.keys import CURRENT
+from velollm.errors import PathNotFound, PermissionDenied
 from velollm.observability.metrics import Metrics
 from velollm.observability.recent import RecentRequests
+from velollm.profiling.stopwatch import Spans
 from velollm.routing import BackendPool
 from velollm.server.dashboard.status import status
 
@@ -33,16 +35,21 @@ HEADERS = [
 
 
 class Dashboard:
-    """`paths` maps each path to what answers it; all their answers carry `HEADERS`."""
+    """`paths` maps each path to what answers it; all their answers carry `HEADERS`.
 
-    def __init__(self, pool: BackendPool, metrics: Metrics, recent: RecentRequests) -> None:
+    `spans` are those of traces, where layers are timed.
+    """
+
+    def __init__(self, pool: BackendPool, metrics: Metrics, recent: RecentRequests, spans: Spans | None = None) -> None:
         self._pool = pool
         self._metrics = metrics
         self._recent = recent
+        self._spans = spans
         self._begun = time.time()
         self.paths: Mapping[str, Callable[[], Awaitable[Answer]]] = {
             "/velollm/api/status": self._status,
             "/velollm/api/requests": self._requests,
+            "/velollm/api/traces": self._traces,
             **{path: _static(*file) for path, file in STATIC.items()},
         }
 
@@ -55,6 +62,14 @@ class Dashboard:
         key = CURRENT.get()
         own = None if key is None or key.admin else key.name  # others' requests are their own business
         return 200, JSON, orjson.dumps({"requests": self._recent.show(own)})
+
+    async def _traces(self) -> Answer:
+        if self._spans is None:
+            raise PathNotFound("no layer is timed here: start it with --traces on")
+        key = CURRENT.get()
+        if key is not None and not key.admin:
+            raise PermissionDenied("traces are for administrators")
+        return 200, JSON, orjson.dumps({"traces": self._spans.show()})
 
 
 def _static(name: str, kind: str) -> Callable[[], Awaitable[Answer]]:
