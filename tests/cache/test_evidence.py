@@ -21,7 +21,7 @@ DISAGREEMENTS = st.builds(
 )  # fmt: skip
 EVIDENCE = st.builds(
     Evidence,
-    asked=COUNT, compared=COUNT, agreed=COUNT, tokens=COUNT, seconds=TIME, first=TIME, last=TIME,
+    asked=COUNT, compared=COUNT, agreed=COUNT, tokens=COUNT, seconds=TIME, skipped=COUNT, first=TIME, last=TIME,
     disagreements=st.lists(DISAGREEMENTS, max_size=10),
 )  # fmt: skip
 

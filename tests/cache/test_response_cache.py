@@ -190,12 +190,12 @@ def test_a_flood_is_compared_in_part() -> None:
     clock = Clock()
     with ResponseCache(clock=clock) as cache:
         cache.store("t", ask(EGG), answer())
-        cache._allowance.spend(3.0)
+        cache._allowance.spend(1.0)
         request = cache.prepare("t", ask(EGGS))
         assert cache.compare(request, answer()) is None
         cache.keep(request, answer())
         assert cache.stats().indexed == 1
-        assert cache.stats().not_compared == 1
+        assert cache.stats().not_compared == cache.report()[0].skipped == 1
         clock.now += 60
         assert cache.compare(cache.prepare("t", ask(EGGS)), answer()) is not None
 
@@ -323,9 +323,24 @@ def test_settings_that_make_no_sense(options: dict[str, Any]) -> None:
 
 def test_an_embedder_retrieves_and_the_guards_decide() -> None:
     with ResponseCache(semantic="on", embedder=lambda text: [1.0, 0.0]) as cache:
-        cache.store("t", ask(EGG), answer())
-        assert cache.lookup("t", ask(EGGS)) is not None
-        assert cache.lookup("t", ask("Who wrote Emma?")) is None
+        cache.store("t", ask("How do I boil an eggg?"), answer())
+        assert cache.lookup("t", ask("How can I boil an eggg?")) is not None
+        assert cache.lookup("t", ask("Who wrote Emmma?")) is None
+
+
+def test_an_embedder_is_asked_where_a_word_may_be_a_slip_and_once() -> None:
+    asked: list[str] = []
+
+    def embed(text: str) -> list[float]:
+        asked.append(text)
+        return [1.0, 0.0]
+
+    with ResponseCache(semantic="on", embedder=embed) as cache:
+        for prompt in (EGG, "How do I boil an eggg?", EGGS):
+            request = cache.prepare("t", ask(prompt))
+            cache.find(request)
+            cache.keep(request, answer())
+    assert asked == ["how do i boil an eggg"]
 
 
 def test_an_embedder_that_fails_costs_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -334,6 +349,7 @@ def test_an_embedder_that_fails_costs_nothing(caplog: pytest.LogCaptureFixture) 
 
     with ResponseCache(semantic="on", embedder=embed) as cache:
         for _ in range(3):
-            cache.store("t", ask(EGG), answer())
-            assert cache.lookup("t", ask(EGGS)) is not None
+            cache.store("t", ask("How do I peel a banana?"), answer())
+            assert cache.lookup("t", ask("How do I peel a bananna?")) is not None
+            assert cache.lookup("t", ask("How do I fry a bananna?")) is None
     assert [record.levelname for record in caplog.records] == ["WARNING"]

@@ -44,7 +44,7 @@ async def test_without_keys_everything_is_shown() -> None:
     assert seen["report"][0] | {"seconds_saved": 0, "first": 1, "last": 2} == {
         "route": "tiny", "compared": 1, "agreed": 1, "misses": 1, "tokens_saved": 3, "seconds_saved": 0,
         "agreement": 1.0, "recommended": "shadow", "disagreements": [],
-        "first": 1, "last": 2,
+        "first": 1, "last": 2, "skipped": 0,
     }  # fmt: skip
     exported = (await ask(app, "GET", f"{CACHE}/export")).text.splitlines()
     assert [orjson.loads(line)["prompt"] for line in exported] == [EGG, "What is the best way to boil eggs?"]

@@ -39,13 +39,15 @@ class Disagreement:
 @attrs.define(kw_only=True)
 class Evidence:
     """Of `asked` questions that were looked at, `compared` would have been answered and `agreed` answered as the model
-    did, which would have saved `tokens` and `seconds`. Times are seconds of the epoch, 0 where nothing was asked."""
+    did, which would have saved `tokens` and `seconds`; `skipped` ones came too fast to be looked at. Times are seconds
+    of the epoch, 0 where nothing was asked."""
 
     asked: int = 0
     compared: int = 0
     agreed: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    skipped: int = 0
     first: float = 0.0
     last: float = 0.0
     disagreements: list[Disagreement] = attrs.field(factory=list)
@@ -57,6 +59,7 @@ class Evidence:
         self.agreed += other.agreed
         self.tokens += other.tokens
         self.seconds += other.seconds
+        self.skipped += other.skipped
         self.first = min(self.first or other.first, other.first or self.first)
         self.last = max(self.last, other.last)
         self.disagreements = [*self.disagreements, *other.disagreements][-_EXAMPLES:]
@@ -123,10 +126,10 @@ def decode_evidence(data: bytes) -> Evidence:
     if data[:4] != _MAGIC or zlib.crc32(body) != int.from_bytes(data[4:8], "big"):
         raise Damaged("not the evidence of this version, or damaged")
     try:
-        asked, compared, agreed, tokens, seconds, first, last, said = orjson.loads(body)
+        asked, compared, agreed, tokens, seconds, skipped, first, last, said = orjson.loads(body)
         return Evidence(
             asked=int(asked), compared=int(compared), agreed=int(agreed), tokens=int(tokens), seconds=float(seconds),
-            first=float(first), last=float(last),
+            skipped=int(skipped), first=float(first), last=float(last),
             disagreements=[
                 Disagreement(
                     asked=str(one), stored=str(other), agreement=float(score), tenant=bytes.fromhex(tenant),

@@ -16,7 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from time import perf_counter
+from time import thread_time
 from typing import Any, Literal
 
 import attrs
@@ -176,11 +176,12 @@ class ResponseCache:
         if not self._allowance.left():
             request.compared = False
             self._counts["not compared"] += 1
+            self._note(route, Evidence(skipped=1))
             return None
-        began = perf_counter()
+        began = thread_time()
         would = self._would_be(request)
         self.record_shadow(request, would, answer, route=route, seconds=seconds, tags=tags)
-        self._allowance.spend(perf_counter() - began)
+        self._allowance.spend(thread_time() - began)
         return would
 
     def keep(self, request: Request, answer: Any, *, tags: tuple[str, ...] = ()) -> Receipt:
@@ -204,7 +205,9 @@ class ResponseCache:
             return Receipt(stored=False, reason="oversized")
         self._counts["stores"] += 1
         if entry.scope and request.compared and request.question is not None:
+            began = thread_time()
             self._enter(entry, request.question, self._vector(request))
+            self._allowance.spend(thread_time() - began)
         return Receipt(stored=True, ticket=ticket, store=self._store)
 
     def record_shadow(
@@ -219,7 +222,7 @@ class ResponseCache:
     ) -> bool:
         """Compare a would-be hit with the model's real answer (None: there was no would-be hit). An entry whose answer
         disagreed is from then on not used for prompts as far away. Returns whether they agree."""
-        found = Evidence(asked=1, first=self._clock())
+        found = Evidence(asked=1)
         if would is not None:
             score = agreement(answer_text(would.answer), answer_text(answer))
             found.compared = 1
@@ -232,9 +235,12 @@ class ResponseCache:
                     tenant=request.tenant, model=request.model, tags=tags,
                 )  # fmt: skip
                 found.disagreements.append(quoted)
-        found.last = found.first
-        self._store.add_evidence(route.encode("utf-8", "replace").decode(), found)
+        self._note(route, found)
         return found.agreed == 1
+
+    def _note(self, route: str, found: Evidence) -> None:
+        found.first = found.last = self._clock()
+        self._store.add_evidence(route.encode("utf-8", "replace").decode(), found)
 
     def report(self) -> list[RouteReport]:
         """The evidence of shadow mode by route, as far back as the store has it."""
@@ -316,8 +322,7 @@ class ResponseCache:
             return None
         with self._lock:
             match = self._index.search(request.scope, question)
-            more = match is None and self.embedder is not None and self._index.gains_by_vector(request.scope, question)
-        if more and (vector := self._vector(request)) is not None:
+        if match is None and (vector := self._vector(request)) is not None:
             with self._lock:
                 match = self._index.search(request.scope, question, vector)
         return None if match is None else self._semantic_hit(match, request)
@@ -363,12 +368,14 @@ class ResponseCache:
         )  # fmt: skip
 
     def _enter(self, entry: Entry, question: Question, vector: Sequence[float] | None) -> None:
-        began = perf_counter()
         with self._lock:
             self._index.add(entry.key, entry.scope, entry.prompt, question, vector)
             if entry.floor:
                 self._index.distrust(entry.key, entry.floor)
-        self._allowance.spend(perf_counter() - began)
+
+    def embeds(self, request: Request) -> bool:
+        """Whether the embedder is asked about a request, which takes time."""
+        return self.embedder is not None and request.question is not None and request.question.odd
 
     def _vector(self, request: Request) -> Sequence[float] | None:
         """The embedder's vector of a request, asked for once."""
@@ -377,10 +384,10 @@ class ResponseCache:
         return request.vector or None
 
     def _embed(self, question: Question) -> Sequence[float] | None:
-        """The embedder's vector, or None: an embedder that fails costs no more than what it would have found."""
-        if self.embedder is None:
+        """The embedder's vector, or None: an embedder that fails costs no more than what it would have found. It is
+        asked for questions with a word that no dictionary knows; those without are found by their words."""
+        if self.embedder is None or not question.odd:
             return None
-        began = perf_counter()
         try:
             return self.embedder(question.canonical.clauses)
         except Exception as error:  # an embedder may be anybody's
@@ -388,8 +395,6 @@ class ResponseCache:
             self._counts["embedder failures"] += 1
             _log.log(level, "the embedder failed (%r): trigrams retrieve instead", error)
             return None
-        finally:
-            self._allowance.spend(perf_counter() - began)
 
     def _distrust(self, would: Hit) -> None:
         if would.tier != "semantic":

@@ -168,11 +168,6 @@ class SemanticIndex:
                 matches.append(Match(key=member.key, prompt=member.prompt, similarity=round(score, 4), refusal=refusal))
         return sorted(matches, key=lambda m: (m.refusal is not None, -m.similarity))[:_REPORTED]
 
-    def gains_by_vector(self, scope: bytes, question: Question) -> bool:
-        """Whether an embedder may find what else would not be found."""
-        partition = self._partitions.get(_partition_of(scope, question), {}).get(question.figures)
-        return partition is not None and (question.odd or len(partition.odd) > 0)
-
     def distrust(self, key: bytes, similarity: float) -> None:
         """A would-be answer of this entry was wrong: from now on it only answers what is nearer than that."""
         self._floors[key] = max(similarity, self._floors.pop(key, 0.0))

@@ -23,8 +23,8 @@ _WORD = re.compile(r"\w+(?:[.,:/-]\w+)*")
 @attrs.frozen(kw_only=True)
 class RouteReport:
     """One route's evidence. `agreement` is the share of would-be hits whose answer agreed with the model's own;
-    `recommended` is the setting that the evidence supports. `first` and `last` are when it was gathered, in seconds of
-    the epoch."""
+    `recommended` is the setting that the evidence supports. `skipped` questions came too fast to be compared. `first`
+    and `last` are when it was gathered, in seconds of the epoch."""
 
     route: str
     compared: int
@@ -32,6 +32,7 @@ class RouteReport:
     misses: int
     tokens_saved: int
     seconds_saved: float
+    skipped: int
     first: float
     last: float
     disagreements: tuple[tuple[str, str, float], ...]
@@ -52,7 +53,7 @@ def report(evidence: Mapping[str, Evidence]) -> list[RouteReport]:
     reports = [
         RouteReport(
             route=route, compared=e.compared, agreed=e.agreed, misses=e.asked - e.compared, tokens_saved=e.tokens,
-            seconds_saved=round(e.seconds, 3), first=e.first, last=e.last,
+            seconds_saved=round(e.seconds, 3), skipped=e.skipped, first=e.first, last=e.last,
             disagreements=tuple((d.asked, d.stored, d.agreement) for d in e.disagreements),
         )
         for route, e in evidence.items()
@@ -61,7 +62,7 @@ def report(evidence: Mapping[str, Evidence]) -> list[RouteReport]:
 
 
 class Allowance:
-    """Time that shadow mode may take: a share of one core in the long run, and some of it at once.
+    """CPU time that shadow mode may take: a share of one core in the long run, and some of it at once.
 
     A model that takes its time leaves far more than is needed; a flood of requests is compared in part."""
 

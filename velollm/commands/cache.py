@@ -238,8 +238,6 @@ def _report(source: _Source, args: argparse.Namespace) -> None:
     # A store has no tiers of its own: what it holds was found by servers.
     mode = "" if isinstance(source, _StoreSource) else seen["modes"]["semantic"]
     sys.stdout.write("".join(_describe(route, mode) for route in seen["report"]) or _NOTHING[mode])
-    if seen["not_compared"]:
-        sys.stdout.write(f"{seen['not_compared']} questions came too fast to be compared, and count nowhere above\n")
 
 
 _NOTHING = {
@@ -262,6 +260,8 @@ def _describe(route: JSON, mode: str) -> str:
             f"  {route['agreed']} of those answers ({route['agreement']:.1%}) agree with what the model said",
             f"  {route['tokens_saved']} tokens and {_span(route['seconds_saved'])} of the engine would have been saved",
         ]
+    if route["skipped"]:
+        lines.append(f"  {route['skipped']} more questions came too fast to be compared")
     lines.append(f"  recommended: {_ADVICE[route['recommended']].format(compared=compared)}")
     if route["recommended"] == mode:
         lines[-1] += " (as it is)"

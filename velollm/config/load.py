@@ -24,9 +24,9 @@ __all__ = ["config_folder", "find_config", "load_settings"]
 
 FILE = "velollm.toml"
 CONFIG_VARIABLE = "VELOLLM_CONFIG"
-# Variables that look like settings and are none: of `velollm models`, of the tests, and those that Kubernetes sets in
+# Variables that look like settings and are none: of other commands, of the tests, and those that Kubernetes sets in
 # every container beside a service called "velollm".
-OTHERS = frozenset({CONFIG_VARIABLE, "VELOLLM_MODELS_DIR", "VELOLLM_EMBEDDER_DIR"})
+OTHERS = frozenset({CONFIG_VARIABLE, "VELOLLM_MODELS_DIR", "VELOLLM_EMBEDDER_DIR", "VELOLLM_API_KEY"})
 OTHER_PREFIXES = ("VELOLLM_TEST_", "VELOLLM_SERVICE_", "VELOLLM_PORT_")
 
 

@@ -407,8 +407,8 @@ async def test_an_embedder_works_off_the_event_loop() -> None:
         return [1.0, 0.0]
 
     on = Counting(kept={"embedder": embed})
-    await on.ask()
-    assert (await on.ask(EGGS))[1]["x-velollm-cache"] == "hit-semantic"
+    await on.ask("How do I boil an eggg?")
+    assert (await on.ask("How can I boil an eggg?"))[1]["x-velollm-cache"] == "hit-semantic"
     assert threads
     assert threading.main_thread().name not in threads
 

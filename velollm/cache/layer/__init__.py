@@ -180,13 +180,11 @@ class CacheLayer(Layer):
         """Off the event loop only what takes time: a store beyond the process, or an embedder."""
         cache = self.cache
         if cache.store_blocks:
-            return await self.off_loop(cache.find, asked, modes)
+            return await self.off_loop(asked, cache.find, asked, modes)
         found = cache.find_sure(asked, modes)
         if found is not None:
             return found
-        if cache.embedder is None:
-            return cache.find_semantic(asked, modes)
-        return await self.off_loop(cache.find_semantic, asked, modes)
+        return await self.off_loop(asked, cache.find_semantic, asked, modes)
 
     def _join(self, key: tuple[object, ...], request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         flight, leader = self._flights[key]
@@ -203,9 +201,9 @@ class CacheLayer(Layer):
 
     # ---- for a landing ----
 
-    async def off_loop(self, call: Callable[..., T], *arguments: Any) -> T:
+    async def off_loop(self, asked: Request, call: Callable[..., T], *arguments: Any) -> T:
         """Call the cache: in a thread where its store or its embedder takes time."""
-        if not self.cache.store_blocks and self.cache.embedder is None:
+        if not self.cache.store_blocks and not self.cache.embeds(asked):
             return call(*arguments)
         if isinstance(self.cache.embedder, BackendEmbedder):
             self.cache.embedder.bind(asyncio.get_running_loop())
@@ -259,7 +257,7 @@ class _Landing:
         try:
             if "x-velollm-truncated" in self._context.headers:
                 return  # an answer to half of the question
-            await self._layer.off_loop(self._keep, answer, self._layer.now() - self._began)
+            await self._layer.off_loop(self._asked, self._keep, answer, self._layer.now() - self._began)
         except Exception as error:  # the answer itself is well
             self._layer.failed("filled", error)
 
