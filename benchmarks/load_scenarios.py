@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
+from collections.abc import Awaitable
 from contextlib import ExitStack
 from typing import Any
 
@@ -372,19 +373,20 @@ def leaving(seconds: float) -> list[Figure]:
     ]
 
 
-async def _mixed(port: int, seconds: float, clients: int, tokens: int, headers: dict[str, str]) -> list[list[Answer]]:
-    """Batch clients, and a person every half second; of both, what was asked in the second half."""
+async def _mixed(
+    port: int, seconds: float, *, clients: int, tokens: int, rate: float = 2.0, headers: dict[str, str] = {}
+) -> list[list[Answer]]:
+    """Batch clients, and `rate` questions of people a second; of both, what was asked in the second half."""
     begin = asyncio.get_running_loop().time()
-    batch = asyncio.ensure_future(
-        busy(
-            clients,
-            seconds,
-            lambda client, turn: ask(port, question(30, tokens, f"b{client}.{turn}"), {**headers, **BATCH}),
-        )
-    )
-    people = await steady(
-        2.0, seconds, lambda number: ask(port, question(12, 5, f"i{number}"), {**headers, **INTERACTIVE})
-    )
+
+    def work(client: int, turn: int) -> Awaitable[Answer]:
+        return ask(port, question(8, tokens, f"b{client}.{turn}"), {**headers, **BATCH})
+
+    def person(number: int) -> Awaitable[Answer]:
+        return ask(port, question(4, 5, f"i{number}"), {**headers, **INTERACTIVE})
+
+    batch = asyncio.ensure_future(busy(clients, seconds, work))
+    people = await steady(rate, seconds, person)
     half = begin + TIMES * seconds / 2
     return [[answer for answer in answers if answer.asked >= half] for answers in (people, await batch)]
 
@@ -397,7 +399,7 @@ def learned(seconds: float) -> list[Figure]:
             port = upstream = stack.enter_context(engine("--slots", "6"))
             if not direct:
                 port = stack.enter_context(velollm("--backend", f"openai+http://127.0.0.1:{upstream}/v1"))
-            found.append(asyncio.run(_mixed(port, 2 * seconds, 18, 40, {})))
+            found.append(asyncio.run(_mixed(port, 2 * seconds, clients=18, tokens=40)))
     ours, theirs = (percentile([answer.first or 99.0 for answer in people], 0.9) for people, _ in found)
     tokens, direct_tokens = (sum(answer.tokens for answer in [*people, *batch]) for people, batch in found)
     failed = sum(not answer.good for answers in found[0] for answer in answers)
@@ -419,7 +421,7 @@ def llama_server(seconds: float) -> list[Figure]:
                 port, headers = upstream, {"authorization": f"Bearer {key}"}
                 if not direct:
                     port, headers = stack.enter_context(velollm_before(upstream, key)), {}
-                found.append(asyncio.run(_mixed(port, 2 * seconds, 6, 60, headers)))
+                found.append(asyncio.run(_mixed(port, 2 * seconds, clients=5, tokens=100, rate=0.3, headers=headers)))
                 if not direct:
                     preempted = metric(port, "velollm_preemptions_total")
     ours, theirs = (percentile([answer.first or 99.0 for answer in people], 0.9) for people, _ in found)

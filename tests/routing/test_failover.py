@@ -130,6 +130,29 @@ async def test_a_stream_that_breaks_goes_on_elsewhere() -> None:
     await pool.aclose()
 
 
+@pytest.mark.parametrize("count", [16, 120])
+async def test_all_that_an_outage_hits_before_their_first_word_are_answered_elsewhere(count: int) -> None:
+    over = asyncio.Event()
+
+    class Waiting(Engine):
+        async def _say(self, first: int) -> AsyncGenerator[ChatEvent, None]:
+            await over.wait()
+            async with aclosing(super()._say(first)) as events:
+                async for event in events:
+                    yield event
+
+    a, b = Waiting("a", breaks=0), Waiting("b")
+    pool = BackendPool([a, b])
+    asking = [asyncio.create_task(answer(pool, ask())) for _ in range(count)]
+    async with asyncio.timeout(2):
+        while len(a.asked) + len(b.asked) < count:
+            await asyncio.sleep(0.001)
+    assert len(a.asked) == count // 2
+    over.set()
+    assert {text(found) for found in await asyncio.gather(*asking)} == {"".join(WORDS)}
+    await pool.aclose()
+
+
 async def test_several_backends_take_turns() -> None:
     engines = [Engine("a", breaks=7), Engine("b", breaks=5), Engine("c")]
     pool = BackendPool(engines)

@@ -49,8 +49,9 @@ class Attempts(Generic[T]):
         if target in self._left:
             self._left.remove(target)
 
-    def after(self, error: VeloError, *, begun: bool) -> float:
-        """Say who may be asked next; seconds to wait before that. `begun` when the client has read anything.
+    def after(self, error: VeloError, *, begun: bool, outage: bool = False) -> float:
+        """Say who may be asked next; seconds to wait before that. `begun` when the client has read anything; `outage`
+        when the backend was well as it was asked, and is not any more: its other requests have failed as well.
 
         Raises the first error when nobody is to be asked any more.
         """
@@ -63,7 +64,7 @@ class Attempts(Generic[T]):
             self.choices = self._left
             return 0.0
         self._count += 1
-        if self._count > MOST_ATTEMPTS or not self._worth_it(error):
+        if self._count > MOST_ATTEMPTS or not self._worth_it(error, outage):
             raise error
         if self._left:
             self.choices = self._left
@@ -84,14 +85,14 @@ class Attempts(Generic[T]):
             raise self.first_error
         self.choices = self._left
 
-    def _worth_it(self, error: VeloError) -> bool:
+    def _worth_it(self, error: VeloError, outage: bool) -> bool:
         if isinstance(error, BackendUnreachable) and self._left:
             return True  # nothing reached an engine
         if may_retry(error) or (isinstance(error, BackendRefused) and error.status == 429 and self._left):
             return self._budget.retries.spend()
         if broke_off(error) and self._left and not self._broke_off:
             self._broke_off = True  # once: a request that ends engines must not end them all
-            return self._budget.others.spend()
+            return self._budget.others.spend() or outage  # of one outage, so many as were under way
         return False
 
 

@@ -19,7 +19,9 @@ class Part:
     After `ask`, one of `done`, `failed` and `left` is called, whatever happens.
     """
 
-    __slots__ = ("_clock", "_events", "_first", "_goes_on", "_sent", "_stream", "_turn", "_watched", "member", "pieces")
+    __slots__ = (
+        "_clock", "_events", "_first", "_goes_on", "_sent", "_stream", "_turn", "_watched", "_well", "member", "pieces",
+    )  # fmt: skip
 
     def __init__(self, member: Member, turn: Turn, stream: Continuation | None, clock: Callable[[], float]) -> None:
         self.member = member
@@ -30,6 +32,7 @@ class Part:
         self._clock = clock
         self._first = 0.0
         self._sent = False
+        self._well = False
         self._events: AsyncGenerator[ChatEvent, None] | None = None
         self._watched: AsyncGenerator[ChatEvent, None] | None = None
 
@@ -46,6 +49,7 @@ class Part:
         else:
             self._events = member.backend.chat(request)
         self._watched = self._events if turn.interruption is None else turn.interruption.watch(self._events)
+        self._well = member.health.closed
         member.health.sent(self._clock())
         self._sent = True
         return self._watched
@@ -82,6 +86,11 @@ class Part:
         await self._close()
         if self._sent:
             self.member.failed(error)
+
+    @property
+    def outage(self) -> bool:
+        """The backend was well as it was asked, and is not any more."""
+        return self._well and not self.member.health.closed
 
     async def left(self) -> None:
         """Nobody waits for it any more."""

@@ -185,7 +185,7 @@ class BackendPool(Backend):
                     attempts.cannot_go_on(error)
                 except VeloError as error:
                     await part.failed(error)
-                    await asyncio.sleep(attempts.after(error, begun=begun))
+                    await asyncio.sleep(attempts.after(error, begun=begun, outage=part.outage))
                     if begun and stream is not None:
                         stream.cut()
                         logger.warning("%s: another backend is to go on with its answer", error.message)
