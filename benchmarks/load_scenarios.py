@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -374,7 +374,7 @@ def leaving(seconds: float) -> list[Figure]:
 
 
 async def _mixed(
-    port: int, seconds: float, *, clients: int, tokens: int, rate: float = 2.0, headers: dict[str, str] = {}
+    port: int, seconds: float, *, clients: int, tokens: int, rate: float = 2.0, headers: Mapping[str, str] = {}
 ) -> list[list[Answer]]:
     """Batch clients, and `rate` questions of people a second; of both, what was asked in the second half."""
     begin = asyncio.get_running_loop().time()
