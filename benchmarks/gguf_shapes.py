@@ -6,20 +6,16 @@ llama.cpp maps such a file and reports what it allocates for it without reading 
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from velollm.models.gguf_types import TENSOR_TYPES
+from velollm.models.gguf_writer import Tensor, pack_head
 
 __all__ = ["SHAPES", "write_shape"]
 
 F32, F16, Q8_0, Q4_K, Q6_K, MXFP4 = 0, 1, 8, 12, 14, 39
-UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY, UINT64 = 4, 5, 6, 7, 8, 9, 10
-ALIGNMENT = 32
 
-Tensor: TypeAlias = tuple[str, tuple[int, ...], int]
 Shape: TypeAlias = tuple[dict[str, Any], list[Tensor]]
 
 
@@ -38,53 +34,11 @@ def write_shape(path: Path, name: str) -> Path:
         "tokenizer.ggml.bos_token_id": 0,
         "tokenizer.ggml.eos_token_id": 1,
     }
-    write_header(path, metadata, tensors)
-    return path
-
-
-def write_header(path: Path, metadata: Mapping[str, Any], tensors: list[Tensor]) -> list[int]:
-    """Write a file with holes where the weights are to be; where in it each tensor begins."""
-    head = struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(metadata))
-    head += b"".join(_string(key) + _value(value) for key, value in metadata.items())
-    described, offsets, offset = [], [], 0
-    for tensor, dimensions, kind in tensors:
-        block, size = TENSOR_TYPES[kind]
-        assert dimensions[0] % block == 0, (tensor, dimensions)
-        weights = 1
-        for length in dimensions:
-            weights *= length
-        described.append(
-            _string(tensor) + struct.pack(f"<I{len(dimensions)}QIQ", len(dimensions), *dimensions, kind, offset)
-        )
-        offsets.append(offset)
-        offset += -(-weights // block * size // ALIGNMENT) * ALIGNMENT
-    head += b"".join(described)
-    begin = -(-len(head) // ALIGNMENT) * ALIGNMENT
+    head, _, size = pack_head(metadata, tensors)
     with path.open("wb") as file:
         file.write(head)
-        file.truncate(begin + offset)
-    return [begin + offset for offset in offsets]
-
-
-def _string(text: str) -> bytes:
-    data = text.encode()
-    return struct.pack("<Q", len(data)) + data
-
-
-def _value(value: Any) -> bytes:
-    if isinstance(value, bool):
-        return struct.pack("<I?", BOOL, value)
-    if isinstance(value, int):
-        return struct.pack("<II", UINT32, value)
-    if isinstance(value, float):
-        return struct.pack("<If", FLOAT32, value)
-    if isinstance(value, str):
-        return struct.pack("<I", STRING) + _string(value)
-    if isinstance(value[0], str):
-        return struct.pack("<IIQ", ARRAY, STRING, len(value)) + b"".join(map(_string, value))
-    if isinstance(value[0], bool):
-        return struct.pack(f"<IIQ{len(value)}?", ARRAY, BOOL, len(value), *value)
-    return struct.pack(f"<IIQ{len(value)}i", ARRAY, INT32, len(value), *value)
+        file.truncate(size)
+    return path
 
 
 # ---- the shapes ------------------------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gguf_shapes import Tensor, write_header
+
+from velollm.models.gguf_writer import Tensor, pack_head
 
 __all__ = ["write_random_gguf"]
 
@@ -32,9 +33,10 @@ SPREAD_8 = 73.3  # and of those from -127 to 127
 def write_random_gguf(path: Path, seed: int = 0) -> Path:
     """Write the model to `path` and return it."""
     tensors = _tensors()
-    offsets = write_header(path, _metadata(), tensors)
+    head, offsets, _ = pack_head(_metadata(), tensors)
     random = np.random.Generator(np.random.PCG64(seed))
-    with path.open("r+b") as file:
+    with path.open("wb") as file:
+        file.write(head)
         for (_, dimensions, kind), offset in zip(tensors, offsets, strict=True):
             file.seek(offset)
             file.write(_weights(random, dimensions, kind).tobytes())

@@ -1,22 +1,19 @@
-"""Writes a small llama model of random f32 weights as GGUF, to compare what builds of llama.cpp compute. Needs NumPy.
-
-Layout: the GGUF specification, version 3 (github.com/ggml-org/ggml/blob/master/docs/gguf.md).
-"""
+"""Writes a small llama model of random f32 weights as GGUF, to compare builds of llama.cpp by. Needs NumPy."""
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from velollm.models.gguf_writer import pack_head
+
 __all__ = ["write_sample_model"]
 
 WIDTH, LAYERS, HEADS, FEED_FORWARD, VOCABULARY = 128, 2, 4, 256, 256
-ALIGNMENT = 32
-UINT32, FLOAT32, STRING, ARRAY, INT32 = 4, 6, 8, 9, 5
+F32 = 0
 
 
 def write_sample_model(path: Path, seed: int = 0) -> Path:
@@ -34,7 +31,14 @@ def write_sample_model(path: Path, seed: int = 0) -> Path:
         scale = 1.0 if name == "token_embd.weight" else 4 * WIDTH**-0.5 if name == "output.weight" else WIDTH**-0.5
         drawn = random.standard_normal(shape, dtype=np.float32) * np.float32(scale) if shape else np.ones(WIDTH)
         tensors[name] = drawn.astype(np.float32)
-    path.write_bytes(_file(_metadata(), tensors))
+    described = [(name, array.shape[::-1], F32) for name, array in tensors.items()]
+    head, offsets, size = pack_head(_metadata(), described)
+    with path.open("wb") as file:
+        file.write(head)
+        for offset, array in zip(offsets, tensors.values(), strict=True):
+            file.seek(offset)
+            file.write(array.tobytes())
+        file.truncate(size)
     return path
 
 
@@ -60,35 +64,3 @@ def _metadata() -> dict[str, Any]:
         "tokenizer.ggml.bos_token_id": 0,
         "tokenizer.ggml.eos_token_id": 1,
     }
-
-
-def _file(metadata: dict[str, Any], tensors: dict[str, npt.NDArray[np.float32]]) -> bytes:
-    head = struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(metadata))
-    head += b"".join(_string(key) + _value(value) for key, value in metadata.items())
-    data = b""
-    for name, array in tensors.items():
-        shape = array.shape[::-1]  # the innermost dimension first
-        head += _string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, 0, len(data))
-        data += _padded(array.tobytes())
-    return _padded(head) + data
-
-
-def _padded(data: bytes) -> bytes:
-    return data + bytes(-len(data) % ALIGNMENT)
-
-
-def _string(text: str) -> bytes:
-    data = text.encode()
-    return struct.pack("<Q", len(data)) + data
-
-
-def _value(value: Any) -> bytes:
-    if isinstance(value, int):
-        return struct.pack("<II", UINT32, value)
-    if isinstance(value, float):
-        return struct.pack("<If", FLOAT32, value)
-    if isinstance(value, str):
-        return struct.pack("<I", STRING) + _string(value)
-    if isinstance(value[0], str):
-        return struct.pack("<IIQ", ARRAY, STRING, len(value)) + b"".join(map(_string, value))
-    return struct.pack(f"<IIQ{len(value)}i", ARRAY, INT32, len(value), *value)
