@@ -218,6 +218,25 @@ def test_measured_saved_compared(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert (tmp_path / "a.html").read_text().startswith("<!doctype html>")
 
 
+def test_two_servers_in_turns(capsys: pytest.CaptureFixture[str]) -> None:
+    quick, slow = Engine(0.001), Engine(0.006)
+    words = ["--num-prompts", "6", "--output-len", "6", "--rounds", "2", "--json"]
+
+    async def go() -> int:
+        async with scripted(slow) as one, scripted(quick) as other:
+            return await asyncio.to_thread(main, ["bench", "--compare", one.url, other.url, *words])
+
+    assert asyncio.run(go()) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["verdict"].startswith("B is better")
+    assert not [doubt for doubt in found["doubts"] if "one run" in doubt]
+    asked = [[body["messages"][0]["content"] for body in engine.bodies if body["max_tokens"] == 6]
+             for engine in (slow, quick)]  # fmt: skip
+    assert len(asked[0]) == len(asked[1]) == 12
+    assert not set(asked[0]) & set(asked[1])
+    assert [len(text) for text in asked[0]] == [len(text) for text in asked[1]]
+
+
 def test_questions_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "q.txt").write_text("one question\nanother one\n")
     engine = Engine()

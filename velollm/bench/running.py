@@ -39,7 +39,8 @@ class Plan:
     """What is asked, and how. Without `max_concurrency` and `request_rate`, four clients ask in turns.
 
     `dataset` takes the place of the questions of `profile`. `goodput` are objectives in milliseconds (`ttft`, `tpot`,
-    `e2el`). Without a `seed` every run asks something new, so that no cache of an earlier one answers.
+    `e2el`). Without a `seed` every run asks something new, so that no cache of an earlier one answers; another `salt`
+    makes the questions of a seed new to caches.
     """
 
     model: str | None = None
@@ -52,6 +53,7 @@ class Plan:
     input_len: int | None = None
     output_len: int | None = None
     seed: int | None = None
+    salt: str = ""
     goodput: Mapping[str, float] = attrs.field(factory=dict)
     percentiles: Sequence[float] = PERCENTILES
     num_warmups: int = 1
@@ -186,7 +188,8 @@ class _Session:
 
     def _questions(self, count: int, seed: int) -> list[Question]:
         plan = self._plan
-        made = questions(plan.profile, count, seed=seed, prompt=plan.input_len, answer=plan.output_len)
+        lengths = {"prompt": plan.input_len, "answer": plan.output_len}
+        made = questions(plan.profile, count, seed=seed, salt=plan.salt, **lengths)
         if not plan.completions:
             return made
         return [attrs.evolve(one, messages=(), tools=(), prompt=one.text) for one in made]

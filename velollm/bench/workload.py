@@ -39,9 +39,11 @@ class Profile:
 
 
 def questions(
-    name: str, count: int, *, seed: int, prompt: int | None = None, answer: int | None = None
+    name: str, count: int, *, seed: int, prompt: int | None = None, answer: int | None = None, salt: str = ""
 ) -> list[Question]:
     """`count` questions of profile `name`, with prompts and answers of about so many tokens (default: the profile's).
+
+    Another `salt` makes the same questions new to a cache: it stands at the beginning of each.
 
     Raises `ConfigError` for a profile that there is not, or counts below 1.
     """
@@ -52,7 +54,7 @@ def questions(
         if value is not None and value < 1:
             raise ConfigError(f"{word} must be at least 1, not {value}")
     random = Random(seed)  # noqa: S311 -- no secret
-    run = f"{random.getrandbits(32):08x}"
+    run = f"{random.getrandbits(32):08x}{salt}"
     made = []
     for number in range(count):
         mark = f"{run}-{number}"

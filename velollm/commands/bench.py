@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import secrets
 import sys
 import time
 from collections.abc import Mapping
@@ -34,6 +35,7 @@ examples:
   velollm bench --profile sweep --html report.html            1, 2, 4, 8, 16 clients, with plots
   velollm bench --dataset-path ShareGPT.json --num-prompts 100
   velollm bench --compare before.json after.json
+  velollm bench --compare http://127.0.0.1:8000 http://127.0.0.1:11434      in turns, now
 """
 LARGEST = 1 << 30
 REDRAW_SECONDS = 0.1
@@ -103,7 +105,11 @@ def _add_results(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--metadata", nargs="+", metavar="NAME=VALUE", default=[], help="kept in the saved result")
     group.add_argument("--json", action="store_true", help="print the result as JSON")
     group.add_argument(
-        "--compare", nargs=2, type=Path, metavar=("A", "B"), help="measure nothing: compare two saved results"
+        "--compare", nargs=2, metavar=("A", "B"),
+        help="two saved results; or two servers (URLs), which are measured in turns",
+    )  # fmt: skip
+    group.add_argument(
+        "--rounds", type=int, default=3, metavar="N", help="of two servers that are compared (default: 3)"
     )
 
 
@@ -238,12 +244,31 @@ def api_key(name: str | None) -> str:
 
 def _compare(args: argparse.Namespace) -> int:
     one, other = args.compare
-    found = compare(read_runs(_read(one), str(one)), read_runs(_read(other), str(other)))
+    if "://" in one and "://" in other:
+        found = compare(*_in_turns(args))
+    else:
+        found = compare(*(read_runs(_read(Path(name)), name) for name in args.compare))
     if args.json:
         sys.stdout.write(orjson.dumps(found, default=_plain, option=orjson.OPT_INDENT_2).decode() + "\n")
     else:
-        sys.stdout.write(render(found, {"A": str(one), "B": str(other)}))
+        sys.stdout.write(render(found, {"A": one, "B": other}))
     return 0
+
+
+def _in_turns(args: argparse.Namespace) -> tuple[list[Any], list[Any]]:
+    """Both servers measured in turns, A B B A ..., with the same questions, which are new to each one's caches."""
+    if args.rounds < 1:
+        raise ConfigError("--rounds must be at least 1")
+    plan = _plan(args)
+    seed = secrets.randbits(30) if plan.seed is None else plan.seed
+    runs: tuple[list[Any], list[Any]] = ([], [])
+    with ProgressLine(quiet=args.quiet) as line:
+        for turn in range(args.rounds):
+            for side in (0, 1) if turn % 2 == 0 else (1, 0):
+                asked = attrs.evolve(plan, seed=seed + turn, salt="ab"[side])
+                done = run_quickly(benchmark_async(args.compare[side], asked, progress=line))
+                runs[side].append(done.as_json(details=True))
+    return runs
 
 
 def _plain(value: Any) -> Any:
