@@ -204,3 +204,22 @@ async def test_it_runs_ahead_of_a_slow_reader_by_so_many_bytes(log: Log, monkeyp
                 await asyncio.sleep(0)
             assert upstream.said - count <= 6
     assert count == 40
+
+
+async def test_few_events_that_are_large_are_let_go_as_well(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "KEPT", 50_000)
+    monkeypatch.setattr(module, "AHEAD_BYTES", 30_000)
+
+    async def large() -> AsyncGenerator[ChatEvent, None]:
+        for number in range(40):
+            yield ChatEvent(text=str(number % 10) * 20_000)
+
+    flight = Flight(large(), on_event=log.see, on_end=log.end, on_close=log.close)
+    most = 0
+    async with aclosing(flight.read()) as events:
+        async for _ in events:
+            for _ in range(3):
+                await asyncio.sleep(0)
+            most = max(most, sum(len(event.text) for event in flight._events))
+    assert log.closed == 1
+    assert most <= 6 * 20_000

@@ -114,7 +114,7 @@ class Flight:
         self._bytes += _size(event)
         if self._bytes > KEPT:
             self._close()
-        if not self._open and len(self._events) >= _TRIM_EVERY:
+        if not self._open and (len(self._events) >= _TRIM_EVERY or self._bytes > KEPT):
             self._trim()
         self._tell()
 
@@ -132,6 +132,7 @@ class Flight:
     def _trim(self) -> None:
         """Let go of what all readers have had."""
         had = min(self._places.values(), default=self._first) - self._first
+        self._bytes -= sum(_size(event) for event in self._events[:had])
         del self._events[:had]
         self._first += had
 
