@@ -33,10 +33,10 @@ def options(heads: int, names: str) -> dict[str, Any]:
 
 DECODE = [
     ("fp16", 64, 1, "window", 1),
-    ("bf16", 64, 3, "alibi", 2),
+    pytest.param("bf16", 64, 3, "alibi", 2, marks=pytest.mark.e2e),
     ("fp16", 80, 8, "", 1),
-    ("bf16", 96, 2, "cap sinks", 1),
-    ("fp16", 128, 16, "sinks", 3),
+    pytest.param("bf16", 96, 2, "cap sinks", 1, marks=pytest.mark.e2e),
+    pytest.param("fp16", 128, 16, "sinks", 3, marks=pytest.mark.e2e),
     ("bf16", 128, 4, "", 1),
     ("bf16", 256, 8, "window cap", 4),
 ]
@@ -65,10 +65,10 @@ def test_drafts_are_verified_in_one_decode(on: Emulator) -> None:
 
 PREFILL = [
     ("fp16", 64, 4, "window"),
-    ("bf16", 80, 1, "sinks"),
-    ("fp16", 96, 2, ""),
+    pytest.param("bf16", 80, 1, "sinks", marks=pytest.mark.e2e),
+    pytest.param("fp16", 96, 2, "", marks=pytest.mark.e2e),
     ("bf16", 128, 8, "alibi cap scale"),
-    ("fp16", 256, 2, ""),
+    pytest.param("fp16", 256, 2, "", marks=pytest.mark.e2e),
 ]
 
 
@@ -86,8 +86,8 @@ def test_prefill(on: Emulator, scalar: str, head_dim: int, group: int, names: st
 SIMT = [
     ("fp32", 64, 4, "", 1),
     ("fp32", 80, 16, "window", 3),
-    ("fp32", 128, 1, "sinks alibi", 2),
-    ("bf16", 256, 2, "cap", 1),
+    pytest.param("fp32", 128, 1, "sinks alibi", 2, marks=pytest.mark.e2e),
+    pytest.param("bf16", 256, 2, "cap", 1, marks=pytest.mark.e2e),
 ]
 
 
@@ -194,7 +194,10 @@ def test_numpy_in_numpy_out() -> None:
     assert np.array_equal(out, q)
 
 
-@pytest.mark.parametrize(("scalar", "cache", "head_dim", "splits"), [("fp16", "fp8", 64, 1), ("bf16", "int8", 128, 3)])
+@pytest.mark.parametrize(
+    ("scalar", "cache", "head_dim", "splits"),
+    [("fp16", "fp8", 64, 1), pytest.param("bf16", "int8", 128, 3, marks=pytest.mark.e2e)],
+)
 def test_eight_bit_caches(on: Emulator, scalar: str, cache: str, head_dim: int, splits: int) -> None:
     """The numbers of the cache times the scale of their head are what the reference attends to."""
     random = np.random.default_rng(head_dim)

@@ -21,7 +21,7 @@ def test_philox_gives_the_published_words() -> None:
     assert got == ["408f276d", "41c83b0e", "a20bc7c6", "6d5451fd"]
 
 
-@pytest.mark.parametrize("scalar", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("scalar", ["fp32", "bf16", pytest.param("fp16", marks=pytest.mark.e2e)])
 @pytest.mark.parametrize("width", [1, 33, 5003])
 def test_argmax(on: Emulator, scalar: str, width: int) -> None:
     logits = rounded(np.random.default_rng(width).standard_normal((4, width)), scalar)
@@ -66,12 +66,12 @@ def test_rows_have_their_own_settings() -> None:
 
 
 def test_draws_follow_the_distribution() -> None:
-    """Pearson's chi-square over 4,000 draws of 8 tokens: 7 degrees of freedom, 24.3 is passed once in a thousand."""
+    """Pearson's chi-square over 1,600 draws of 8 tokens: 7 degrees of freedom, 24.3 is passed once in a thousand."""
     on = Emulator()
     logits = np.log(np.array([0.3, 0.2, 0.15, 0.1, 0.1, 0.08, 0.05, 0.02], np.float32))
     drawn_ = sample(np.tile(logits, (40, 1)), seeds=np.arange(40), positions=0, on=on)
     counts = np.bincount(drawn_, minlength=8).astype(float)
-    for position in range(1, 100):
+    for position in range(1, 40):
         left = np.ones(8, bool)
         counts += np.bincount(
             [drawn(logits.astype(float), left, 1.0, seed, position) for seed in range(40)], minlength=8
