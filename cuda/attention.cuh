@@ -31,6 +31,37 @@ INLINE int first_visible(const Scoring& how, int position) {
 // 2^(score - maximum), where both may be -inf.
 INLINE float weight(float score, float maximum) { return score == -infinity() ? 0.0f : exp2_fast(score - maximum); }
 
+// One step of the softmax of the two rows that a lane has a share of (mma's accumulators), over TILES * 8 tokens from
+// `first` on: products become weights, `shrink` is what all sums so far are to be multiplied with. `total` is the lane's
+// own share; the four lanes of a row add theirs up in the end.
+template <int TILES>
+INLINE void soften(float (&scores)[TILES][4], float (&maximum)[2], float (&total)[2], float (&shrink)[2],
+                   const Scoring& how, const int (&position)[2], const float (&slope)[2], int first) {
+  const int lane = lane_index();
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    float top = maximum[half], sum = 0;
+#pragma unroll
+    for (int i = 0; i < 2 * TILES; i++) {
+      const int token = first + (i >> 1) * 8 + (lane & 3) * 2 + (i & 1), behind = position[half] - token;
+      float& score = scores[i >> 1][half * 2 + (i & 1)];
+      score = visible(how, behind) ? scored(how, score, slope[half], behind) : -infinity();
+      top = fmaxf(top, score);
+    }
+    top = fmaxf(top, shuffle_xor(top, 1));
+    top = fmaxf(top, shuffle_xor(top, 2));
+#pragma unroll
+    for (int i = 0; i < 2 * TILES; i++) {
+      float& score = scores[i >> 1][half * 2 + (i & 1)];
+      score = weight(score, top);
+      sum += score;
+    }
+    shrink[half] = weight(maximum[half], top);
+    maximum[half] = top;
+    total[half] = total[half] * shrink[half] + sum;
+  }
+}
+
 // What the weighted sum of a row is multiplied with in the end: its sink takes its share, and nothing is divided by 0.
 INLINE float share(const Scoring& how, int head, float maximum, float sum) {
   if (how.sinks == nullptr) return sum > 0 ? 1.0f / sum : 0.0f;

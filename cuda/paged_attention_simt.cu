@@ -14,8 +14,8 @@ constexpr int ROWS = 16, WARPS = 4, PITCH = HEAD_DIM + 1, EACH = (HEAD_DIM + 31)
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 4) KERNEL(paged_attention_simt)(
     SCALAR* out, float* partial, const SCALAR* q, const CACHED* keys, const CACHED* values, const int* tables,
-    const int* lengths, const int* starts, const float* slopes, const float* sinks, const float* key_scales,
-    const float* value_scales, float scale, float cap, int window, int group, int table_width, int splits) {
+    const int* lengths, const int* starts, const float* slopes, const float* sinks, float scale, float cap, int window,
+    const float* key_scales, const float* value_scales, int group, int table_width, int splits) {
   SHARED_MEMORY(shared);
   float* query_tile = (float*)shared;  // [16, HEAD_DIM]
   float* key_page = query_tile + ROWS * HEAD_DIM;

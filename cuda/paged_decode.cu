@@ -101,29 +101,7 @@ extern "C" __global__ void __launch_bounds__(32 * Plan<SCALAR>::WARPS) KERNEL(pa
     page_scores<T>(scores, queries, slot);
 
     float shrink[2];
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      float top = maximum[half];
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const int token = page * BLOCK + (i >> 1) * 8 + (lane & 3) * 2 + (i & 1), behind = position[half] - token;
-        float& score = scores[i >> 1][half * 2 + (i & 1)];
-        score = visible(how, behind) ? scored(how, score, slope[half], behind) : -infinity();
-        top = fmaxf(top, score);
-      }
-      top = fmaxf(top, shuffle_xor(top, 1));
-      top = fmaxf(top, shuffle_xor(top, 2));
-      shrink[half] = weight(maximum[half], top);
-      maximum[half] = top;
-      float sum = 0;
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        float& score = scores[i >> 1][half * 2 + (i & 1)];
-        score = weight(score, top);
-        sum += score;
-      }
-      total[half] = total[half] * shrink[half] + sum;
-    }
+    soften(scores, maximum, total, shrink, how, position, slope, page * BLOCK);
 
     const u32 weights[4] = {pack<T>(scores[0][0], scores[0][1]), pack<T>(scores[0][2], scores[0][3]),
                             pack<T>(scores[1][0], scores[1][1]), pack<T>(scores[1][2], scores[1][3])};

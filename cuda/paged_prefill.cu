@@ -108,29 +108,7 @@ extern "C" __global__ void __launch_bounds__(128) KERNEL(paged_prefill)(
     }
 
     float shrink[2];
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      float top = maximum[half];
-#pragma unroll
-      for (int i = 0; i < 2 * P::TOKENS; i++) {
-        const int token = span + (i >> 1) * 8 + (lane & 3) * 2 + (i & 1), behind = position[half] - token;
-        float& score = scores[i >> 1][half * 2 + (i & 1)];
-        score = visible(how, behind) ? scored(how, score, slope[half], behind) : -infinity();
-        top = fmaxf(top, score);
-      }
-      top = fmaxf(top, shuffle_xor(top, 1));
-      top = fmaxf(top, shuffle_xor(top, 2));
-      shrink[half] = weight(maximum[half], top);
-      maximum[half] = top;
-      float sum = 0;
-#pragma unroll
-      for (int i = 0; i < 2 * P::TOKENS; i++) {
-        float& score = scores[i >> 1][half * 2 + (i & 1)];
-        score = weight(score, top);
-        sum += score;
-      }
-      total[half] = total[half] * shrink[half] + sum;
-    }
+    soften(scores, maximum, total, shrink, how, position, slope, span);
 #pragma unroll
     for (int column = 0; column < P::COLUMNS; column++)
 #pragma unroll

@@ -166,6 +166,7 @@ NARROW = {"q": np.zeros((1, 2, 48), np.float16)} | {
         ({"q": np.zeros((1, 2, 64), np.float64)}, TypeError, "no kernel reads float64"),
         ({"sinks": np.zeros(3, np.float32)}, ValueError, "sinks has one"),
         ({"splits": 0}, ValueError, "0 splits"),
+        ({"out": np.zeros((1, 2, 64), np.float16)}, TypeError, "out is written to"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(changes: dict[str, Any], kind: type[Exception], words: str) -> None:
@@ -180,8 +181,21 @@ def test_what_does_not_fit_is_refused(changes: dict[str, Any], kind: type[Except
     with pytest.raises(kind, match=words):
         paged_attention(**{**given, **changes}, on=on)
     assert on.launched == []
+    with pytest.raises(ValueError, match="out fp16"):
+        paged_attention(**given, out=on.empty((1, 2, 80), "fp16"), on=on)
     with pytest.raises(ValueError, match="max_queries"):
         paged_attention(**given, starts=on.array(np.array([0, 1], np.int32)), on=on)
+
+
+def test_arrays_that_are_there_are_read_and_written_where_they_are() -> None:
+    on = Emulator()
+    q, cache = on.array(np.ones((2, 2, 64), np.float16)), on.array(np.ones((1, 1, 16, 64), np.float16))
+    tables, lengths = on.array(np.zeros((2, 1), np.int32)), on.array(np.array([3, 16], np.int32))
+    out = on.empty((4, 2, 64), "fp16")
+    got = paged_attention(q, cache, cache, tables, lengths, out=out[1:3], on=on)
+    assert got.pointer == out[1:3].pointer
+    assert np.array_equal(on.host(out)[1:3], np.ones((2, 2, 64)))
+    assert np.isnan(on.host(out)[[0, 3]]).all()
 
 
 def test_numpy_in_numpy_out() -> None:

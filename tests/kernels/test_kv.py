@@ -141,4 +141,6 @@ def test_what_does_not_fit_is_refused() -> None:
         copy_blocks(cache.reshape(1, 3, 16, 64), cache.reshape(1, 3, 8, 128), np.zeros((1, 2), np.int32), on=on)
     with pytest.raises(TypeError, match="pairs are int32"):
         copy_blocks(cache, cache, np.zeros((1, 2), np.int64), on=on)
+    with pytest.raises(TypeError, match="keys is written to"):
+        write_kv(qkv, np.zeros((3, 1, 16, 64), np.float16), cache, slots, positions, table, on=on)
     assert on.launched == []

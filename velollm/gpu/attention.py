@@ -12,7 +12,7 @@ import attrs
 import numpy as np
 
 from velollm.gpu.arrays import Array
-from velollm.gpu.executor import Executor, default_executor, returned
+from velollm.gpu.executor import Argument, Executor, default_executor, in_place, returned
 from velollm.gpu.kernels import HEAD_DIMS, QUANTISED, SCALARS, kernel
 
 __all__ = ["BLOCK", "MAX_GROUP", "paged_attention"]
@@ -21,7 +21,7 @@ BLOCK = 16  # tokens in a block of the cache
 MAX_GROUP = 16  # query heads that share a KV head
 DECODE_ROWS, PREFILL_ROWS, TILE_ROWS = 16, 64, 16
 PAGES_IN_SPLIT = 8  # so many pages at least make a split worth its merging
-MAX_SPLITS = 64
+MAX_SPLITS, MOST_BLOCKS = 64, 65_535
 
 
 @attrs.frozen(kw_only=True)
@@ -74,35 +74,45 @@ def paged_attention(
     `scale` is 1/sqrt(head_dim) by default. With `window` a token sees itself and the window - 1 before it. `soft_cap`
     bends scores (Gemma 2). `alibi_slopes` [heads] fp32: Press et al. 2021. `sinks` [heads] fp32 take part in the
     softmax without a value (gpt-oss). `splits` divides a context between blocks of threads; by default as the GPU
-    needs it.
+    needs it. What comes out is written to `out` where that is given.
 
     Arrays in NumPy come back in NumPy; others stay where they are. Raises `ValueError` when shapes do not fit together,
     `TypeError` for types that no kernel reads, `GpuUnavailable` without a GPU.
     """
     on = on or default_executor()
-    starts = np.arange(len(lengths) + 1, dtype=np.int32) if starts is None else starts
+    lengths = on.array(lengths)
+    starts = np.arange(lengths.size + 1, dtype=np.int32) if starts is None else starts
     if isinstance(starts, np.ndarray) and max_queries is None:
         max_queries = int(np.diff(starts).max(initial=0))
     if max_queries is None:
         raise ValueError("max_queries is needed where starts lies on a GPU")
     arrays = [on.array(given) for given in (q, keys, values, tables, lengths, starts)]
     shape = _check(arrays, max_queries)
-    made = on.empty(arrays[0].shape, shape.scalar) if out is None else on.array(out)
-    slopes = _per_head(on, alibi_slopes, shape.heads, "alibi_slopes")
-    sinks = _per_head(on, sinks, shape.heads, "sinks")
-    scales = [
-        _per_head(on, key_scales, shape.kv_heads, "key_scales"),
-        _per_head(on, value_scales, shape.kv_heads, "value_scales"),
-    ]
-    how = (float(scale if scale is not None else shape.head_dim**-0.5), float(soft_cap), int(window))
+    made = on.empty(arrays[0].shape, shape.scalar) if out is None else in_place(on, out, "out")
+    if made.shape != arrays[0].shape or made.scalar != shape.scalar:
+        raise ValueError(f"out {made.scalar} {made.shape} for q {shape.scalar} {arrays[0].shape}")
     if shape.queries == 0:
         return returned(on, made, q)
+    call = _Call(
+        on=on,
+        shape=shape,
+        out=made,
+        arrays=tuple(arrays),
+        slopes=_per_head(on, alibi_slopes, shape.heads, "alibi_slopes"),
+        sinks=_per_head(on, sinks, shape.heads, "sinks"),
+        scales=(
+            _per_head(on, key_scales, shape.kv_heads, "key_scales"),
+            _per_head(on, value_scales, shape.kv_heads, "value_scales"),
+        ),
+        how=(float(scale if scale is not None else shape.head_dim**-0.5), float(soft_cap), int(window)),
+        wanted=splits,
+    )
     if on.capability < 80 or shape.scalar == "fp32" or shape.cache in QUANTISED:
-        _simt(on, shape, made, arrays, slopes, sinks, scales, how, splits)
+        call.without_tensor_cores()
     elif max_queries * shape.group <= DECODE_ROWS:
-        _decode(on, shape, made, arrays, slopes, sinks, how, splits)
+        call.decode()
     else:
-        _prefill(on, shape, made, arrays, slopes, sinks, how)
+        call.prefill()
     return returned(on, made, q)
 
 
@@ -168,92 +178,85 @@ def _per_head(on: Executor, given: Any, heads: int, name: str) -> Array | None:
     return array
 
 
-def _splits(on: Executor, shape: _Shape, tiles: int, wanted: int | None) -> int:
-    """So many that two blocks of threads run on each multiprocessor, as long as each has pages enough."""
-    if wanted is not None:
-        if not 1 <= wanted <= 65_535:
-            raise ValueError(f"{wanted} splits")
-        return wanted
-    blocks = shape.kv_heads * shape.sequences * tiles
-    most = min(MAX_SPLITS, max(1, shape.table_width // PAGES_IN_SPLIT))
-    return max(1, min(most, -(-2 * on.processors // blocks)))
+@attrs.frozen(kw_only=True)
+class _Call:
+    """A call whose arrays are where kernels can read them; `wanted` is how many splits, None for as many as fit."""
 
+    on: Executor
+    shape: _Shape
+    out: Array
+    arrays: tuple[Array, ...]
+    slopes: Array | None
+    sinks: Array | None
+    scales: tuple[Array | None, Array | None]
+    how: tuple[float, float, int]
+    wanted: int | None
 
-def _partial(on: Executor, shape: _Shape, splits: int) -> Array | None:
-    if splits == 1:
-        return None
-    return on.empty((shape.queries, shape.heads, splits, shape.head_dim + 2), "fp32")
+    def decode(self) -> None:
+        """paged_decode.cu: a row for each query and head of a group."""
+        shape, splits = self.shape, self._splits(1)
+        partial = self._partial(splits)
+        self.on.launch(
+            kernel("paged_decode", shape.scalar, head_dim=shape.head_dim),
+            grid=(shape.kv_heads, shape.sequences, splits),
+            block=64 if shape.head_dim > 128 else 128,
+            shared=decode_shared(shape.head_dim),
+            arguments=(self.out, partial, *self._common, shape.group, shape.table_width),
+        )
+        self._combine(partial, splits)
 
-
-def _combine(on: Executor, shape: _Shape, made: Array, partial: Array | None, sinks: Array | None, splits: int) -> None:
-    if partial is not None:
-        on.launch(
-            kernel("combine", shape.scalar),
-            grid=(shape.queries * shape.heads, 1, 1),
+    def prefill(self) -> None:
+        """paged_prefill.cu: tiles of 64 rows."""
+        shape = self.shape
+        self.on.launch(
+            kernel("paged_prefill", shape.scalar, head_dim=shape.head_dim),
+            grid=(-(-shape.longest * shape.group // PREFILL_ROWS), shape.kv_heads, shape.sequences),
             block=128,
-            arguments=(made, partial, sinks, shape.heads, splits, shape.head_dim),
+            shared=prefill_shared(shape.head_dim),
+            arguments=(self.out, *self._common, shape.group, shape.table_width),
         )
 
+    def without_tensor_cores(self) -> None:
+        """paged_attention_simt.cu: tiles of 16 rows, and any type of cache."""
+        shape = self.shape
+        tiles = -(-shape.longest * shape.group // TILE_ROWS)
+        splits = self._splits(tiles)
+        partial = self._partial(splits)
+        self.on.launch(
+            kernel("paged_attention_simt", shape.scalar, head_dim=shape.head_dim, cache=shape.cache),
+            grid=(tiles * splits, shape.kv_heads, shape.sequences),
+            block=128,
+            shared=simt_shared(shape.head_dim),
+            arguments=(self.out, partial, *self._common, *self.scales, shape.group, shape.table_width, splits),
+        )
+        self._combine(partial, splits)
 
-def _decode(
-    on: Executor,
-    shape: _Shape,
-    made: Array,
-    arrays: list[Array],
-    slopes: Array | None,
-    sinks: Array | None,
-    how: tuple[float, float, int],
-    wanted: int | None,
-) -> None:
-    splits = _splits(on, shape, 1, wanted)
-    partial = _partial(on, shape, splits)
-    on.launch(
-        kernel("paged_decode", shape.scalar, head_dim=shape.head_dim),
-        grid=(shape.kv_heads, shape.sequences, splits),
-        block=64 if shape.head_dim > 128 else 128,
-        shared=decode_shared(shape.head_dim),
-        arguments=(made, partial, *arrays, slopes, sinks, *how, shape.group, shape.table_width),
-    )
-    _combine(on, shape, made, partial, sinks, splits)
+    @property
+    def _common(self) -> tuple[Argument, ...]:
+        return (*self.arrays, self.slopes, self.sinks, *self.how)
 
+    def _splits(self, tiles: int) -> int:
+        """So many that two blocks of threads run on each multiprocessor, as long as each has pages enough."""
+        if self.wanted is not None:
+            if not 1 <= self.wanted <= MOST_BLOCKS:
+                raise ValueError(f"{self.wanted} splits")
+            return self.wanted
+        blocks = self.shape.kv_heads * self.shape.sequences * tiles
+        most = min(MAX_SPLITS, max(1, self.shape.table_width // PAGES_IN_SPLIT))
+        return max(1, min(most, -(-2 * self.on.processors // blocks)))
 
-def _prefill(
-    on: Executor,
-    shape: _Shape,
-    made: Array,
-    arrays: list[Array],
-    slopes: Array | None,
-    sinks: Array | None,
-    how: tuple[float, float, int],
-) -> None:
-    on.launch(
-        kernel("paged_prefill", shape.scalar, head_dim=shape.head_dim),
-        grid=(-(-shape.longest * shape.group // PREFILL_ROWS), shape.kv_heads, shape.sequences),
-        block=128,
-        shared=prefill_shared(shape.head_dim),
-        arguments=(made, *arrays, slopes, sinks, *how, shape.group, shape.table_width),
-    )
+    def _partial(self, splits: int) -> Array | None:
+        shape = self.shape
+        if splits == 1:
+            return None
+        return self.on.empty((shape.queries, shape.heads, splits, shape.head_dim + 2), "fp32")
 
-
-def _simt(
-    on: Executor,
-    shape: _Shape,
-    made: Array,
-    arrays: list[Array],
-    slopes: Array | None,
-    sinks: Array | None,
-    scales: list[Array | None],
-    how: tuple[float, float, int],
-    wanted: int | None,
-) -> None:
-    tiles = -(-shape.longest * shape.group // TILE_ROWS)
-    splits = _splits(on, shape, tiles, wanted)
-    partial = _partial(on, shape, splits)
-    on.launch(
-        kernel("paged_attention_simt", shape.scalar, head_dim=shape.head_dim, cache=shape.cache),
-        grid=(tiles * splits, shape.kv_heads, shape.sequences),
-        block=128,
-        shared=simt_shared(shape.head_dim),
-        arguments=(made, partial, *arrays, slopes, sinks, *scales, *how, shape.group, shape.table_width, splits),
-    )
-    _combine(on, shape, made, partial, sinks, splits)
+    def _combine(self, partial: Array | None, splits: int) -> None:
+        shape = self.shape
+        if partial is not None:
+            self.on.launch(
+                kernel("combine", shape.scalar),
+                grid=(shape.queries * shape.heads, 1, 1),
+                block=128,
+                arguments=(self.out, partial, self.sinks, shape.heads, splits, shape.head_dim),
+            )

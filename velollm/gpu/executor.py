@@ -20,7 +20,7 @@ from velollm.gpu.compiler import Compiler, default_cache
 from velollm.gpu.device import open_device
 from velollm.gpu.kernels import Kernel
 
-__all__ = ["Argument", "CudaExecutor", "Executor", "Grid", "default_executor", "returned"]
+__all__ = ["Argument", "CudaExecutor", "Executor", "Grid", "default_executor", "in_place", "returned"]
 
 Grid: TypeAlias = tuple[int, int, int]
 Argument: TypeAlias = Array | int | float | np.generic | None  # int is passed as int32, float as fp32, None as null
@@ -179,6 +179,13 @@ class CudaExecutor:
 def default_executor() -> CudaExecutor:
     """The first GPU, opened when it is first wanted. Raises `GpuUnavailable`."""
     return CudaExecutor()
+
+
+def in_place(on: Executor, given: Any, name: str) -> Array:
+    """`given`, which a kernel will write to. Raises `TypeError` for NumPy's, of which it would see a copy."""
+    if isinstance(given, np.ndarray):
+        raise TypeError(f"{name} is written to, and must lie where kernels can: on.array({name}) makes one that does")
+    return on.array(given)
 
 
 def returned(on: Executor, made: Array, like: Any) -> Any:

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from velollm.gpu.arrays import Array
 from velollm.gpu.attention import BLOCK
-from velollm.gpu.executor import Executor, default_executor, returned
+from velollm.gpu.executor import Executor, default_executor, in_place, returned
 from velollm.gpu.kernels import BYTES, QUANTISED, SCALARS, kernel
 
 __all__ = ["copy_blocks", "write_kv"]
@@ -18,8 +17,8 @@ WIDTH = 16  # bytes that a thread copies at once
 
 def write_kv(
     qkv: Any,
-    keys: Array,
-    values: Array,
+    keys: Any,
+    values: Any,
     slots: Any,
     positions: Any,
     rotations: Any,
@@ -47,6 +46,7 @@ def write_kv(
     no kernel reads.
     """
     on = on or default_executor()
+    keys, values = in_place(on, keys, "keys"), in_place(on, values, "values")
     made, slots, positions, rotations = (on.array(one) for one in (qkv, slots, positions, rotations))
     tokens, all_heads, head_dim = made.shape
     kv_heads = keys.shape[1]
@@ -78,7 +78,7 @@ def write_kv(
     return returned(on, turned, qkv)
 
 
-def copy_blocks(source: Array, target: Array, pairs: Any, *, on: Executor | None = None) -> None:
+def copy_blocks(source: Any, target: Any, pairs: Any, *, on: Executor | None = None) -> None:
     """Copy for each of `pairs` [pairs, 2] int32 the first, a block of `source`, to the second, a block of `target`.
 
     source, target: [planes, blocks, ...] of one type, with blocks of one shape; a plane is the keys or the values of a
@@ -86,7 +86,7 @@ def copy_blocks(source: Array, target: Array, pairs: Any, *, on: Executor | None
     pinned memory of the host (`CudaExecutor.pinned`) this swaps blocks out, or brings them back in.
     """
     on = on or default_executor()
-    pairs = on.array(pairs)
+    source, target, pairs = on.array(source), in_place(on, target, "target"), on.array(pairs)
     if len(source.shape) < 3 or source.scalar != target.scalar:
         raise ValueError(f"{source.scalar} {source.shape} and {target.scalar} {target.shape} are no caches of one kind")
     if source.shape[2:] != target.shape[2:] or source.shape[0] != target.shape[0]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from velollm.gpu.arrays import ITEM_SIZE, Array
-from velollm.gpu.executor import Executor, default_executor, returned
+from velollm.gpu.executor import Executor, default_executor, in_place, returned
 from velollm.gpu.kernels import SCALARS, kernel
 
 __all__ = ["embed", "gelu_mul", "rms_norm", "silu_mul"]
@@ -14,9 +14,7 @@ CHUNK = 16  # bytes that a thread reads at once
 SILU, GELU = 0, 1
 
 
-def rms_norm(
-    x: Any, weight: Any, *, epsilon: float = 1e-5, residual: Array | None = None, on: Executor | None = None
-) -> Any:
+def rms_norm(x: Any, weight: Any, *, epsilon: float = 1e-5, residual: Any = None, on: Executor | None = None) -> Any:
     """x / sqrt(mean(x^2) + epsilon) * weight along the last dimension; returns the shape of `x`.
 
     x: [..., width]; weight: [width], of the same type (fp32, fp16, bf16); width is a multiple of 16 bytes. With
@@ -27,6 +25,7 @@ def rms_norm(
     width = _width(made_x)
     if made_weight.shape != (width,) or made_weight.scalar != made_x.scalar:
         raise ValueError(f"weights {made_weight.scalar} {made_weight.shape} for {made_x.scalar} {made_x.shape}")
+    residual = None if residual is None else in_place(on, residual, "residual")
     if residual is not None and (residual.shape != made_x.shape or residual.scalar != made_x.scalar):
         raise ValueError(f"a residual {residual.scalar} {residual.shape} for {made_x.scalar} {made_x.shape}")
     out = on.empty(made_x.shape, made_x.scalar)

@@ -55,8 +55,8 @@ def sample(
     rows = made.shape[0]
 
     def of_rows(given: Any, dtype: npt.DTypeLike) -> Array:
-        if isinstance(given, Array):
-            return given
+        if isinstance(given, Array) or hasattr(given, "__cuda_array_interface__"):
+            return on.array(given)
         return on.array(np.ascontiguousarray(np.broadcast_to(np.asarray(given, dtype), (rows,))))
 
     chosen = on.empty((rows,), "int32")
