@@ -1,6 +1,6 @@
 """Our engine against the llama-server of the same wheel, on one model, interleaved in one run. Ratios are what counts.
 
-    python benchmarks/engine.py [smollm2 | random-0.5b | model.gguf] [--rounds 2] [--ollama PATH] [--save]
+    python benchmarks/engine.py [smollm2 | random-0.5b | model.gguf] [--rounds 2] [--only unique] [--save]
 
 unique     16 clients, prompts of 128 tokens of their own, answers of 64
 shared     32 requests, 8 at once: about 1,000 tokens in common, 64 of their own, answers of 32
@@ -45,6 +45,7 @@ RESULTS = Path(__file__).parent / "results"
 PROSE = "the time of day when people walk along a river and speak about work and music and what they saw"
 WORDS = PROSE.split()
 RANDOM = "random-0.5b"
+SCENARIOS = ["unique", "shared", "overflow"]
 
 
 class Peer:
@@ -126,7 +127,7 @@ def llama_server(model: str, threads: int, slots: int, *, replicate: bool = Fals
     return open_gguf(model, engine="llama-server", threads=threads, ctx=2048, parallel=slots, replicate=replicate)
 
 
-async def scenarios(model: str, rounds: int, threads: int, binary: str | None) -> dict[str, Any]:
+async def scenarios(model: str, rounds: int, threads: int, binary: str | None, only: list[str]) -> dict[str, Any]:
     made = [
         Peer("velo", open_gguf(model, engine="velo", threads=threads, ctx=2048, num_blocks=1024)),
         Peer("llama-server, 1 slot", llama_server(model, threads, 1)),
@@ -148,8 +149,10 @@ async def scenarios(model: str, rounds: int, threads: int, binary: str | None) -
 
     async with ollama(binary, locate(model, None)) as found:
         others = [Peer("Ollama", found, exact=False)] if found is not None else []
-        await interleaved("unique", [velo, one, sixteen, *others], rounds, unique, 64, 16)
-        await interleaved("shared", [velo, one, eight, replicated, *others], rounds, shared, 32, 8)
+        if "unique" in only:
+            await interleaved("unique", [velo, one, sixteen, *others], rounds, unique, 64, 16)
+        if "shared" in only:
+            await interleaved("shared", [velo, one, eight, replicated, *others], rounds, shared, 32, 8)
     made += others
     for peer in made:
         await peer.backend.aclose()
@@ -165,7 +168,8 @@ async def scenarios(model: str, rounds: int, threads: int, binary: str | None) -
     async def long(number: int) -> list[list[int]]:
         return [await words(narrow[0].backend, 128, 5000 + client) for client in range(16)]
 
-    await interleaved("overflow", narrow, 1, long, 64, 16)
+    if "overflow" in only:
+        await interleaved("overflow", narrow, 1, long, 64, 16)
     for peer in narrow:
         await peer.backend.aclose()
     return {"peers": [{"name": peer.name, **peer.runs} for peer in [*made, *narrow]]}
@@ -232,12 +236,12 @@ def ratios(result: dict[str, Any]) -> dict[str, float]:
     pairs = [("velo", ours, peer) for peer in result["peers"][1:]]
     by_name = {peer["name"]: peer for peer in result["peers"]}
     pairs.append(("replicated", by_name["llama-server, 8 slots, replicated"], by_name["llama-server, 8 slots"]))
-    for who, ours, peer in pairs:
+    for who, first, second in pairs:
         for name in ("unique", "shared"):
-            if name in peer and name in ours:
+            if name in first and name in second:
                 for key in ("tokens_per_second", "tokens_per_cpu_second", "prefill_tokens"):
-                    mine, theirs = (statistics.median(run[key] for run in one[name]) for one in (ours, peer))
-                    found[f"{name}, {who}: {key} against {peer['name']}"] = mine / theirs
+                    mine, theirs = (statistics.median(run[key] for run in one[name]) for one in (first, second))
+                    found[f"{name}, {who}: {key} against {second['name']}"] = mine / theirs
     return found
 
 
@@ -260,7 +264,7 @@ def report(result: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for peer in result["peers"]:
-        for name in ("unique", "shared", "overflow"):
+        for name in SCENARIOS:
             if name in peer:
                 middle = {key: statistics.median(run[key] for run in peer[name]) for key in peer[name][0]}
                 speed, first = middle["tokens_per_second"], middle["first_token_median"]
@@ -278,6 +282,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default="smollm2")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=this_machine().cores)
+    parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=SCENARIOS, help="some of the scenarios")
     parser.add_argument("--ollama", metavar="PATH", help="Ollama's program, to measure it as well")
     parser.add_argument("--save", action="store_true")
     args = parser.parse_args()
@@ -285,7 +290,7 @@ def main() -> None:
         model = args.model
         if model == RANDOM:
             model = str(write_random_gguf(Path(folder) / f"{RANDOM}.gguf"))
-        result = asyncio.run(scenarios(model, args.rounds, args.threads, args.ollama))
+        result = asyncio.run(scenarios(model, args.rounds, args.threads, args.ollama, args.only))
         result |= {"model": Path(model).stem, "machine": platform.machine(), "threads": args.threads}
         result |= {"rounds": args.rounds, "overhead": overhead(model, args.threads), "blocks": block_cost()}
     result["ratios"] = ratios(result)
