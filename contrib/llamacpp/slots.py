@@ -102,10 +102,6 @@ class SlotBook:
         self._slots[slot].busy = False
         self._slots[slot].owner = None
 
-    def forget(self, slot: int) -> None:
-        """Nobody knows what is in `slot`."""
-        self._slots[slot].text = ""
-
     def file_name(self) -> str:
         """Where to save next; the oldest file is written over."""
         self._files += 1

@@ -135,6 +135,8 @@ class EngineCore:
         options["context"] = min(options.get("context") or limits.context, limits.context)
         if not limits.swapping:
             options["swap_tokens"] = 0
+        if not limits.idle_costs:
+            options.setdefault("idle", limits.num_blocks)
         self.scheduler = Scheduler(self.blocks, **options)
         self._tokens = tokens
         self._salt = salt

@@ -116,6 +116,7 @@ class LlamaCppRunner:
             batch=batch,
             slots=slots,
             sharing=self.model.shares,
+            idle_costs=self._tiles,
         )
 
     def apply(self, events: Sequence[Event]) -> None:

@@ -30,6 +30,7 @@ class RunnerLimits:
 
     `context` is the longest sequence and `batch` the largest step, in tokens; `slots` are the sequences and holders
     that its memory can tell apart. With `sharing` sequences may share blocks, with `swapping` states can be exported.
+    With `idle_costs` every step gets slower by what lies in memory, whether it is used or not.
     """
 
     vocabulary: int
@@ -40,6 +41,7 @@ class RunnerLimits:
     block_size: int = BLOCK_SIZE
     sharing: bool = True
     swapping: bool = True
+    idle_costs: bool = False
 
 
 class Runner(Protocol):
