@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,8 +17,11 @@ from tiny_gguf import write_tiny_gguf
 from velollm.engine import BlockManager, CudaRunner, EngineCore, JobSpec, NumpyRunner, SamplingParams, Sequence
 from velollm.engine.events import Copy, Discard, Export, Import
 from velollm.engine.runner import Runner
+from velollm.engine.safetensors import PARTS, WHOLE
 from velollm.engine.scheduler import Chunk
+from velollm.engine.weights import read_weights
 from velollm.errors import ConfigError
+from velollm.gpu.arrays import rounded, widened
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="there is no C++ compiler (g++) to emulate kernels with")
 needs_llama = pytest.mark.skipif(find_spec("xllamacpp") is None, reason="the extra llamacpp is not installed")
@@ -154,6 +159,91 @@ def test_logits_are_those_of_llama_cpp(tmp_path: Path, architecture: str) -> Non
     got = computed(CudaRunner(path, 32, scalar="fp32", on=Emulator()), runs)[0]
     llama.close()
     assert np.abs(got - expected).max() < 2e-3 * np.abs(expected).max()
+
+
+CONFIG = {
+    "model_type": "llama", "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+}  # fmt: skip
+
+
+def as_safetensors(gguf: Path, folder: Path, config: dict[str, Any]) -> Path:
+    """The same model as transformers would write it, in bfloat16 and two files: halves of a head turn."""
+    names = {one: other for other, one in WHOLE.items()}
+    tensors: dict[str, tuple[str, Any]] = {}
+    for name, values in read_weights(gguf).items():
+        if match := re.fullmatch(r"blk\.(\d)\.(attn_[qk])\.weight", name):
+            heads = {"attn_q": 2, "attn_k": 1}[match[2]]
+            values = values.reshape(heads, 32, 2, 128).swapaxes(1, 2).reshape(-1, 128)
+        if match := re.fullmatch(r"blk\.(\d)\.(\w+)\.weight", name):
+            (part,) = (one for one, other in PARTS.items() if other == match[2])
+            name = f"model.layers.{match[1]}.{part}.weight"
+        tensors[names.get(name, name)] = ("BF16", rounded(values, "bf16"))
+    for number in range(2):
+        header, data = {"__metadata__": {"format": "pt"}}, b""
+        for name, (kind, values) in list(tensors.items())[number::2]:
+            end = len(data) + values.nbytes
+            header[name] = {"dtype": kind, "shape": list(values.shape), "data_offsets": [len(data), end]}
+            data += values.tobytes()
+        text = json.dumps(header).encode()
+        (folder / f"model-0000{number}.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_safetensors_say_what_the_gguf_says(tiny: Path, tmp_path: Path) -> None:
+    path = as_safetensors(tiny, tmp_path, CONFIG)
+    reference = NumpyRunner(tiny, 32)
+    reference._weights = {name: widened(rounded(values, "bf16"), "bf16") for name, values in reference._weights.items()}
+    runs = [(0, 30), (16, 2)]
+    expected = computed(reference, runs)[0]
+    got = computed(CudaRunner(path, 32, scalar="fp32", on=Emulator()), runs)[0]
+    assert np.abs(got - expected).max() < 2e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_type": "gemma3"}, "not 'gemma3'"),
+        ({"num_attention_heads": None}, "does not say what is needed"),
+        ({"num_key_value_heads": 2}, "its heads take 128 rows of attn_k, and it has 64"),
+        ({"num_hidden_layers": 3}, "has no blk.2"),
+        ({"num_hidden_layers": -1}, "at least one layer"),
+        ({"rope_scaling": {"rope_type": "sideways"}}, "scaling 'sideways'"),
+        ({"hidden_act": "relu2"}, "'relu2' is computed in no runner"),
+    ],
+)
+def test_a_config_that_is_not_understood_is_refused(
+    tiny: Path, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    path = as_safetensors(tiny, tmp_path, {**CONFIG, **changes})
+    with pytest.raises(ConfigError, match=words):
+        CudaRunner(path, on=Emulator())
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        (b"{", "cannot be read"),
+        (b"[]", "no object"),
+        (b'{"model.norm.weight": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}', "does not lie within"),
+        (b'{"model.norm.weight": {"dtype": "F32", "shape": [-4], "data_offsets": [0, 0]}}', "does not lie within"),
+        (b'{"model.norm.weight": {"dtype": "F32", "shape": 4}}', "not described as it should be"),
+        (
+            b'{"model.norm.weight": {"dtype": "I4", "shape": [0], "data_offsets": [0, 0]}}',
+            "only F32, F16, BF16 are read",
+        ),
+        (b'{"model.vision.weight": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}', "no model that is known"),
+    ],
+)
+def test_broken_safetensors_are_refused(tmp_path: Path, header: bytes, words: str) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ConfigError, match=words):
+        CudaRunner(path, on=Emulator())
+    path.write_bytes((10**9).to_bytes(8, "little") + header)
+    with pytest.raises(ConfigError, match="broken off"):
+        CudaRunner(path, on=Emulator())
 
 
 def test_what_the_kernels_cannot_compute_is_refused(tmp_path: Path) -> None:

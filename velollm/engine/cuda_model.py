@@ -1,55 +1,31 @@
-"""A llama-like model on a GPU: its shape from the header of a GGUF file, its weights as the kernels want them.
+"""A llama-like model on a GPU, its weights as the kernels want them.
 
 Products that have the same input are one: queries, keys and values; gates and ups.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import attrs
 import numpy as np
 import numpy.typing as npt
 
+from velollm.engine.model_shape import ModelShape, shape_of_config, shape_of_gguf
+from velollm.engine.safetensors import is_safetensors, read_config, read_tensors
 from velollm.engine.weights import read_weights
 from velollm.errors import ConfigError
 from velollm.gpu.arrays import Array, rounded
 from velollm.gpu.attention import MAX_GROUP
 from velollm.gpu.executor import Executor
 from velollm.gpu.kernels import HEAD_DIMS
-from velollm.gpu.rope import RopeScaling, rotations
-from velollm.models.gguf import GGUF, read_gguf
+from velollm.gpu.rope import rotations
+from velollm.models.gguf import read_gguf
 
-__all__ = ["CudaModel", "Layer", "ModelShape", "load_model"]
+__all__ = ["CudaModel", "Layer", "load_model"]
 
 Floats = npt.NDArray[np.float32]
-
-# By the architecture's name: whether RoPE turns halves of a head rather than neighbours.
-HALVES = {"llama": False, "qwen2": True, "qwen3": True}
-SCALINGS = ("none", "linear", "yarn", "longrope")
-
-
-@attrs.frozen(kw_only=True)
-class ModelShape:
-    """The numbers that decide what is computed."""
-
-    architecture: str
-    layers: int
-    width: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    rotary: int
-    vocabulary: int
-    context: int
-    epsilon: float
-    rope_base: float
-
-    @property
-    def halves(self) -> bool:
-        """RoPE turns numbers half a head apart."""
-        return HALVES[self.architecture]
 
 
 @attrs.frozen(kw_only=True)
@@ -80,16 +56,23 @@ class CudaModel:
 
 
 def load_model(path: str | Path, on: Executor, scalar: str, context: int) -> CudaModel:
-    """The model in the GGUF file at `path`, in numbers of type `scalar`, for sequences of up to `context` tokens.
+    """The model at `path`, a GGUF file or safetensors, in numbers of type `scalar`, for up to `context` tokens.
 
     Raises `ConfigError` (`GGUFError` among them) for what the kernels cannot compute: other architectures, tensor
     types that are not read, heads of other widths.
     """
-    header = read_gguf(path)
-    weights = read_weights(path)
-    shape = _shape(header, weights, path, context)
+    path = Path(path)
+    if is_safetensors(path):
+        weights = read_tensors(path)
+        shape = shape_of_config(read_config(path), path, context)
+    else:
+        weights = read_weights(path)
+        shape = shape_of_gguf(read_gguf(path), weights, path, context)
+    _check(shape, weights, path)
 
     def put(*names: str) -> Array:
+        if missing := [name for name in names if name not in weights]:
+            raise ConfigError(f"{path} has no {missing[0]}")
         return on.array(rounded(np.concatenate([weights[name] for name in names]), scalar), scalar)
 
     def maybe(*names: str) -> Array | None:
@@ -118,54 +101,21 @@ def load_model(path: str | Path, on: Executor, scalar: str, context: int) -> Cud
         layers=tuple(layers),
         output_norm=put("output_norm.weight"),
         output=maybe("output.weight") or embedding,
-        rotations=on.array(
-            rotations(shape.context, shape.rotary, base=shape.rope_base, scaling=_scaling(header, weights))
-        ),
+        rotations=on.array(rotations(shape.context, shape.rotary, base=shape.rope_base, scaling=shape.scaling)),
     )
 
 
-def _shape(header: GGUF, weights: dict[str, Floats], path: str | Path, context: int) -> ModelShape:
-    if header.architecture not in HALVES:
-        raise ConfigError(f"{path}: the CUDA runner knows {', '.join(HALVES)}, not {header.architecture!r}")
-    vocabulary, width = weights["token_embd.weight"].shape
-    heads = header.get("{arch}.attention.head_count", int)
-    kv_heads = header.get("{arch}.attention.head_count_kv", int) or heads
-    head_dim = header.get("{arch}.attention.key_length", int) or width // heads
-    if head_dim not in HEAD_DIMS or heads % kv_heads or heads // kv_heads > MAX_GROUP:
+def _check(shape: ModelShape, weights: Mapping[str, Floats], path: Path) -> None:
+    group = shape.heads // shape.kv_heads
+    if shape.head_dim not in HEAD_DIMS or shape.heads % shape.kv_heads or group > MAX_GROUP:
         raise ConfigError(
-            f"{path}: {heads} heads of {head_dim} over {kv_heads} are not supported; heads of "
+            f"{path}: {shape.heads} heads of {shape.head_dim} over {shape.kv_heads} are not supported; heads of "
             f"{', '.join(map(str, HEAD_DIMS))} are, up to {MAX_GROUP} over one"
         )
+    width, kv_width = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    for name, rows in (("q", width), ("k", kv_width), ("v", kv_width)):
+        found = weights.get(f"blk.0.attn_{name}.weight")
+        if found is not None and len(found) != rows:
+            raise ConfigError(f"{path}: its heads take {rows} rows of attn_{name}, and it has {len(found)}")
     if any("_exps" in name for name in weights):
         raise ConfigError(f"{path}: the CUDA runner knows no mixtures of experts")
-    return ModelShape(
-        architecture=header.architecture,
-        layers=header.get("{arch}.block_count", int),
-        width=width,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        rotary=header.get("{arch}.rope.dimension_count", int) or head_dim,
-        vocabulary=vocabulary,
-        context=min(header.context_length or context, context),
-        epsilon=header.get("{arch}.attention.layer_norm_rms_epsilon", float) or 1e-5,
-        rope_base=header.get("{arch}.rope.freq_base", float) or 10_000.0,
-    )
-
-
-def _scaling(header: GGUF, weights: dict[str, Floats]) -> RopeScaling:
-    """What the file says of a stretched context. Raises `ConfigError` for a kind that is unknown."""
-    kind: Any = header.get("{arch}.rope.scaling.type", str) or "none"
-    if "rope_factors_long.weight" in weights:
-        kind = "longrope"
-    if kind not in SCALINGS:
-        raise ConfigError(f"the scaling {kind!r} of RoPE is none of {', '.join(SCALINGS)}")
-    divisors = weights.get("rope_factors_long.weight", weights.get("rope_freqs.weight"))
-    return RopeScaling(
-        kind=kind,
-        factor=header.get("{arch}.rope.scaling.factor", float) or 1.0,
-        original_context=header.get("{arch}.rope.scaling.original_context_length", int) or header.context_length or 0,
-        amplitude=header.get("{arch}.rope.scaling.attn_factor", float),
-        divisors=divisors,
-        short_divisors=weights.get("rope_factors_short.weight"),
-    )

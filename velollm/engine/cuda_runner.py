@@ -35,7 +35,9 @@ Ints = npt.NDArray[np.int32]
 
 
 class CudaRunner:
-    """The model in the GGUF file at `path`, with `num_blocks` blocks of KV cache, in numbers of type `scalar`.
+    """The model at `path`, with `num_blocks` blocks of KV cache, in numbers of type `scalar`.
+
+    It is a GGUF file, or safetensors: a file or a folder of them with config.json.
 
     `on` is where it runs, by default the first GPU. Raises `GpuUnavailable` without one, `ConfigError` for a model that
     the kernels cannot compute.
@@ -61,7 +63,11 @@ class CudaRunner:
         self._pages = self._on.empty((2 * shape.layers, num_blocks, *self._block), scalar)
         self._kept: dict[int, Array] = {}
         self.limits = RunnerLimits(
-            vocabulary=shape.vocabulary, context=shape.context, num_blocks=num_blocks, batch=batch, slots=slots
+            vocabulary=self._model.embedding.shape[0],
+            context=shape.context,
+            num_blocks=num_blocks,
+            batch=batch,
+            slots=slots,
         )
 
     def apply(self, events: Sequence[Event]) -> None:
@@ -138,6 +144,7 @@ class CudaRunner:
                 part.lengths,
                 part.starts,
                 max_queries=part.longest,
+                window=shape.window,
                 out=mixed[part.rows],
                 on=on,
             )

@@ -1,0 +1,114 @@
+"""A model in safetensors, with its config.json, under the names that a GGUF file would give its tensors. Needs NumPy.
+
+Format: github.com/huggingface/safetensors (a length of 8 bytes, a JSON header, the numbers). Files come from anywhere:
+every length and offset is checked against the file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from velollm.errors import ConfigError
+
+__all__ = ["is_safetensors", "read_config", "read_tensors"]
+
+Floats: TypeAlias = npt.NDArray[np.float32]
+
+ENDING = ".safetensors"
+MAX_HEADER = 100 * 1024 * 1024  # the limit of the format's own library
+KINDS: Mapping[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}  # bfloat16 as its bits
+WHOLE = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
+LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
+PARTS = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+WITH_BIAS = ("attn_q", "attn_k", "attn_v")
+IGNORED = "rotary_emb.inv_freq"  # what old files keep of RoPE follows from config.json
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether `path` is such a file, or a folder that holds some."""
+    return path.suffix == ENDING or (path.is_dir() and any(path.glob("*" + ENDING)))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """config.json in the folder `path`, or beside the file. Raises `ConfigError`."""
+    where = (path if path.is_dir() else path.parent) / "config.json"
+    try:
+        found = orjson.loads(where.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{where} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{where} is no object")
+    return found
+
+
+def read_tensors(path: Path) -> dict[str, Floats]:
+    """Every tensor as float32, under its name in a GGUF file. Raises `ConfigError` for what is broken or unknown."""
+    files = sorted(path.glob("*" + ENDING)) if path.is_dir() else [path]
+    return {name: values for file in files for name, values in _tensors(file)}
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, Floats]]:
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(MAX_HEADER, size - 8):
+                raise ConfigError(f"{path} is no safetensors file, or broken off")
+            header = orjson.loads(file.read(length))
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    if not isinstance(header, dict):
+        raise ConfigError(f"{path} has a header that is no object")
+    for name, about in header.items():
+        if name != "__metadata__" and not name.endswith(IGNORED):
+            yield _known(name, path), _read(path, 8 + length, size, name, about)
+
+
+def _read(path: Path, start: int, size: int, name: str, about: Any) -> Floats:
+    try:
+        kind, shape, (first, end) = about["dtype"], tuple(about["shape"]), about["data_offsets"]
+        fits = 0 <= first <= end <= size - start and all(type(one) is int and one >= 0 for one in (*shape, first, end))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: {name} is not described as it should be") from error
+    if kind not in KINDS:
+        raise ConfigError(f"{path}: {name} is {kind}, and only {', '.join(KINDS)} are read")
+    if not fits or end - first != prod(shape) * np.dtype(KINDS[kind]).itemsize:
+        raise ConfigError(f"{path}: {name} does not lie within the file")
+    values = np.fromfile(path, KINDS[kind], prod(shape), offset=start + first)
+    if kind == "BF16":
+        values = (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float32).reshape(shape)
+
+
+def _known(name: str, path: Path) -> str:
+    if name in WHOLE:
+        return WHOLE[name]
+    match = LAYER.fullmatch(name)
+    part = PARTS.get(match[2]) if match else None
+    if match is None or part is None or (match[3] == "bias" and part not in WITH_BIAS):
+        raise ConfigError(f"{path}: no model that is known here has a tensor {name}")
+    return f"blk.{match[1]}.{part}.{match[3]}"
