@@ -391,6 +391,20 @@ async def _mixed(
     return [[answer for answer in answers if answer.asked >= half] for answers in (people, await batch)]
 
 
+def _of_both(ours: list[list[Answer]], direct: list[list[Answer]]) -> list[Figure]:
+    """People and batch work behind VeloLLM, and at the engine itself."""
+    first, direct_first = (percentile([answer.first or 99.0 for answer in people], 0.9) for people, _ in (ours, direct))
+    tokens, direct_tokens = (sum(answer.tokens for one in both for answer in one) for both in (ours, direct))
+    failed = sum(not answer.good for one in ours for answer in one)
+    return [
+        Figure(name="interactive p90 first token, s", value=first, direct=direct_first, goal="≤ 1/2 of direct",
+               met=first <= direct_first / 2),
+        Figure(name="tokens of both classes against direct", value=tokens / direct_tokens, goal="≥ 0.90",
+               met=tokens >= 0.9 * direct_tokens),
+        Figure(name="requests that failed", value=failed, goal="0", met=failed == 0),
+    ]  # fmt: skip
+
+
 def learned(seconds: float) -> list[Figure]:
     """An engine of 6 slots that says nothing of them, cannot go on with answers, and queues what is too much."""
     found = []
@@ -400,16 +414,7 @@ def learned(seconds: float) -> list[Figure]:
             if not direct:
                 port = stack.enter_context(velollm("--backend", f"openai+http://127.0.0.1:{upstream}/v1"))
             found.append(asyncio.run(_mixed(port, 2 * seconds, clients=18, tokens=40)))
-    ours, theirs = (percentile([answer.first or 99.0 for answer in people], 0.9) for people, _ in found)
-    tokens, direct_tokens = (sum(answer.tokens for answer in [*people, *batch]) for people, batch in found)
-    failed = sum(not answer.good for answers in found[0] for answer in answers)
-    return [
-        Figure(name="interactive p90 first token, s", value=ours, direct=theirs, goal="≤ 1/2 of direct",
-               met=ours <= theirs / 2),
-        Figure(name="tokens of both classes against direct", value=tokens / direct_tokens, goal="≥ 0.90",
-               met=tokens >= 0.9 * direct_tokens),
-        Figure(name="requests that failed", value=failed, goal="0", met=failed == 0),
-    ]  # fmt: skip
+    return _of_both(*found)
 
 
 def llama_server(seconds: float) -> list[Figure]:
@@ -424,17 +429,7 @@ def llama_server(seconds: float) -> list[Figure]:
                 found.append(asyncio.run(_mixed(port, 2 * seconds, clients=5, tokens=100, rate=0.3, headers=headers)))
                 if not direct:
                     preempted = metric(port, "velollm_preemptions_total")
-    ours, theirs = (percentile([answer.first or 99.0 for answer in people], 0.9) for people, _ in found)
-    tokens, direct_tokens = (sum(answer.tokens for answer in [*people, *batch]) for people, batch in found)
-    failed = sum(not answer.good for answers in found[0] for answer in answers)
-    return [
-        Figure(name="interactive p90 first token, s", value=ours, direct=theirs, goal="≤ 1/2 of direct",
-               met=ours <= theirs / 2),
-        Figure(name="tokens of both classes against direct", value=tokens / direct_tokens, goal="≥ 0.90",
-               met=tokens >= 0.9 * direct_tokens),
-        Figure(name="preemptions", value=preempted, goal="≥ 1", met=preempted >= 1),
-        Figure(name="requests that failed", value=failed, goal="0", met=failed == 0),
-    ]  # fmt: skip
+    return [*_of_both(*found), Figure(name="preemptions", value=preempted, goal="≥ 1", met=preempted >= 1)]
 
 
 SCENARIOS = (priority, exactness, overload, fairness, affinity, models, leaving, learned, llama_server)
