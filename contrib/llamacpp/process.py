@@ -23,17 +23,38 @@ from typing import IO, Any
 
 from velollm.errors import BackendError
 
-__all__ = ["LlamaProcess"]
+__all__ = ["LlamaProcess", "slots_folder"]
 
 logger = logging.getLogger("velollm.llamacpp")
 
 CHILD = Path(__file__).with_name("child.py")
+SLOTS = "velollm-slots"
 LOG_LINES = 200
 LONGEST_LINE = 500
 END_SECONDS = 3.0
 # One thread that waits busily for its neighbours costs more than it gains as soon as a core is shared.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
 LOG_LINE = re.compile(r"(?:[\d.]+ )?(?P<level>[DIWE]) (?P<words>.*)")
+
+
+def slots_folder(place: Path) -> str:
+    """A new folder below `place` to save slots in. What processes have left there that were killed is removed."""
+    if os.name == "posix":
+        for path in place.glob(f"{SLOTS}-*-*"):
+            owner = path.name.split("-")[2]
+            if owner.isdecimal() and not _is_running(int(owner)):
+                shutil.rmtree(path, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"{SLOTS}-{os.getpid()}-", dir=place)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 class LlamaProcess:
@@ -68,7 +89,7 @@ class LlamaProcess:
         """Start the child and return the URL it serves. Raises `BackendError` when it ends, or takes too long."""
         parameters = dict(self._parameters)
         if self._saves_slots:
-            parameters["slot_save_path"] = self._folder = tempfile.mkdtemp(prefix="velollm-slots-")
+            parameters["slot_save_path"] = self._folder = slots_folder(Path(tempfile.gettempdir()))
         self._process = process = subprocess.Popen(  # noqa: ASYNC220, S603 (quick; our own file, no shell)
             [sys.executable, "-P", str(self._child)],
             stdin=subprocess.PIPE,

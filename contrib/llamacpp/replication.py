@@ -63,13 +63,14 @@ class Replicator:
 
     async def probe(self) -> None:
         """Find out whether slots can be saved: an action that there is not is refused in other words then."""
+        saves = False
         try:
-            response = await self._upstream.post_json(f"{self._root}/slots/0?action=none", b"{}")
-            await response.aclose()
+            await self._post("slots/0?action=none", {})
         except BackendRefused as error:
-            self.active = self.active and error.status == 400
+            saves = error.status == 400 and "action" in error.message.lower()
         except VeloError:
-            self.active = False
+            pass  # it is no llama-server, or cannot say
+        self.active = self.active and saves
 
     @asynccontextmanager
     async def place(self, request: ChatRequest) -> AsyncIterator[Placed | None]:

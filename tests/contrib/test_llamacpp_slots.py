@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -14,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from velollm.backend import open_backend
+from velollm.contrib.llamacpp.process import slots_folder
 from velollm.contrib.llamacpp.replication import text_of
 from velollm.contrib.llamacpp.slots import WORTH, Choice, Saved, SlotBook, common_length
 from velollm.messages import ChatRequest, Collector, Message, Source
@@ -59,6 +64,18 @@ def test_files_are_written_over() -> None:
     names = [book.file_name() for _ in range(4)]
     assert names[:2] == names[2:]
     assert len(set(names)) == 2
+
+
+def test_folders_of_processes_that_were_killed_are_removed(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for name in (f"velollm-slots-{ended.pid}-abc", "velollm-slots-other-abc", f"velollm-slots-{os.getpid()}-abc"):
+        (tmp_path / name).mkdir()
+    (tmp_path / f"velollm-slots-{ended.pid}-abc" / "file").write_bytes(b"slot")
+    made = Path(slots_folder(tmp_path))
+    assert made.stat().st_mode & 0o77 == 0
+    left = {path.name for path in tmp_path.iterdir()} - {made.name}
+    assert left == {"velollm-slots-other-abc", f"velollm-slots-{os.getpid()}-abc"}
 
 
 class Server:
@@ -159,6 +176,13 @@ async def test_a_server_that_others_use_chooses_itself() -> None:
     server.busy = True
     assert set(await together(server, 4)) == {"None"}
     assert not server.files
+
+
+@pytest.mark.parametrize(("status", "body"), [(200, {}), (404, {"error": "none"}), (400, {"error": "bad request"})])
+async def test_servers_that_are_none_of_this(status: int, body: Any) -> None:
+    server = Server()
+    server._act = lambda *_: httpx.Response(status, json=body)  # type: ignore[method-assign]
+    assert set(await together(server, 4)) == {"None"}
 
 
 async def test_what_is_not_used_is_given_up() -> None:
