@@ -46,6 +46,18 @@ def test_compile_twice(tmp_path: Path, capsys: Capture) -> None:
     assert third == first
 
 
+@needs_nvrtc
+def test_several_processes_compile_the_same(tmp_path: Path, capsys: Capture) -> None:
+    command = ["kernels", "compile", "--arch", "sm_75", "--arch", "sm_80", "--arch", "sm_90", "--only", "embedding_*"]
+    rows = []
+    for jobs in ("2", "1"):
+        assert main([*command, "--json", "--jobs", jobs, "--cache", str(tmp_path)]) == 0
+        rows.append(json.loads(capsys.readouterr().out))
+    assert len(rows[0]) == 9
+    assert [{**row, "cached": True} for row in rows[0]] == rows[1]
+    assert not any(row["cached"] for row in rows[0])
+
+
 @pytest.mark.skipif(not look().missing, reason="there is a GPU")
 def test_check_says_what_is_missing(capsys: Capture) -> None:
     assert main(["kernels", "check", "--json"]) == 3

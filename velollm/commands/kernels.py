@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from fnmatch import fnmatch
+from functools import lru_cache, partial
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import orjson
 
@@ -20,6 +24,9 @@ from velollm.gpu.kernels import Kernel, catalogue
 __all__ = ["configure", "run"]
 
 logger = logging.getLogger("velollm.gpu")
+
+Pair: TypeAlias = tuple[Kernel, str]  # and the architecture
+WORTH_PROCESSES = 8  # so many kernels to compile
 
 EXAMPLES = """\
 examples:
@@ -57,6 +64,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help=f"the folder of compiled kernels (default: ${CACHE_VARIABLE}, or the user's)",
     )
+    compiling.add_argument(
+        "--jobs",
+        metavar="N",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="processes that compile (default: one a core)",
+    )
     actions.add_parser("check", parents=[common], help="run every kernel on the GPU and compare with NumPy")
 
 
@@ -85,7 +99,7 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _compile(args: argparse.Namespace) -> int:
-    compiler = Compiler(args.cache or default_cache())
+    cache = args.cache or default_cache()
     wanted = [
         (one, architecture)
         for architecture in args.arch or ARCHITECTURES
@@ -93,14 +107,33 @@ def _compile(args: argparse.Namespace) -> int:
         if int(architecture.removeprefix("sm_")) >= one.minimum
     ]
     rows = []
-    for number, (one, architecture) in enumerate(wanted, 1):
-        logger.info("%d of %d: %s for %s", number, len(wanted), one.name, architecture)
-        rows.append(compiler.compile(one, architecture))
+    for number, one in enumerate(_compiled(wanted, cache, args.jobs), 1):
+        logger.info("%d of %d: %s for %s", number, len(wanted), one.kernel.name, one.architecture)
+        rows.append(one)
     if args.json:
         _print_json([_report(one) for one in rows])
     else:
         _print_table(rows)
     return 0
+
+
+def _compiled(wanted: Sequence[Pair], cache: Path, jobs: int) -> Iterator[Compiled]:
+    """Each of `wanted`, in order; NVRTC compiles one thing at a time in a process, so that several need several."""
+    compile_one = partial(_compile_one, cache)
+    if jobs < 2 or len(wanted) < WORTH_PROCESSES:
+        yield from map(compile_one, wanted)
+        return
+    with ProcessPoolExecutor(min(jobs, len(wanted)), get_context("spawn")) as pool:
+        yield from pool.map(compile_one, wanted)
+
+
+def _compile_one(cache: Path, pair: Pair) -> Compiled:
+    return _compiler(cache).compile(*pair)
+
+
+@lru_cache(1)
+def _compiler(cache: Path) -> Compiler:
+    return Compiler(cache)
 
 
 def _print_table(rows: Iterable[Compiled]) -> None:

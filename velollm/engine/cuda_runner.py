@@ -62,6 +62,7 @@ class CudaRunner:
         self._block = (shape.kv_heads, BLOCK_SIZE, shape.head_dim)
         self._pages = self._on.empty((2 * shape.layers, num_blocks, *self._block), scalar)
         self._kept: dict[int, Array] = {}
+        self._leaving: list[Array] = []  # pinned memory that launched copies may still read or write
         self.limits = RunnerLimits(
             vocabulary=self._model.embedding.shape[0],
             context=shape.context,
@@ -83,8 +84,9 @@ class CudaRunner:
                 case Import(key, _, table):
                     kept = self._kept.pop(key)
                     self._copy(kept, self._pages, range(len(table)), table)
+                    self._leaving.append(kept)
                 case Discard(key):
-                    del self._kept[key]
+                    self._leaving.append(self._kept.pop(key))
                 case _:
                     pass
 
@@ -102,11 +104,14 @@ class CudaRunner:
             x = on.multiply(silu_mul(on.multiply(x, layer.gate_up), on=on), layer.down)
         x = self._norm(x, residual, model.output_norm)
         logits = on.multiply(embed(x, on.array(batch.wanted), on=on), model.output)
-        return widened(on.host(logits), self._scalar)
+        found = on.host(logits)  # which waits for all that was launched
+        self._leaving.clear()
+        return widened(found, self._scalar)
 
     def close(self) -> None:
-        """Let go of memory. May be called again."""
+        """Let go of memory, but for what goes with the runner itself. May be called again."""
         self._kept.clear()
+        self._leaving.clear()
 
     def _norm(self, x: Array | None, residual: Array, weight: Array) -> Array:
         """The normed sum of `residual` and `x`, which `residual` becomes; without `x` that of `residual`."""
