@@ -85,9 +85,10 @@ class BackendContract:
     async def test_raw_bytes_come_with_their_wire(self, backend: Backend) -> None:
         for event in await self.events(backend, self.request(stream=True)):
             assert (event.raw is None) == (event.wire is None)
-            if event.raw:
-                line = event.raw.removeprefix(b"data: ").strip()
-                assert isinstance(orjson.loads(line), dict)
+            frames = (event.raw or b"").strip().split(b"\n\n")
+            assert not event.raw or len(frames) == event.pieces, "one frame for each piece that came at once"
+            for frame in filter(None, frames):
+                assert isinstance(orjson.loads(frame.removeprefix(b"data: ")), dict)
 
     async def test_request_is_left_as_it_was(self, backend: Backend) -> None:
         request = self.request(stream=True)
