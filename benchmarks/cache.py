@@ -1,12 +1,12 @@
 """The response cache: how fast, how right, and what a hit over HTTP costs. Peers run where they are installed.
 
-    python benchmarks/cache.py [--seconds 1] [--entries 10000]          writes results/cache.md and .json
+    python benchmarks/cache.py [--peers PYTHON] [--entries 10000]       writes results/cache.md and .json
 
 Accuracy: the pairs of tests/cache/pairs, each asked both ways of a cache that holds the other question alone. `held`
-pairs were not looked at while the rules were written. GPTCache runs with faiss, our MiniLM and its default threshold;
-redisvl and LiteLLM's semantic cache need RediSearch and decide by a distance alone, so their rule is a threshold of the
-table. Latency: CPU time of the one thread, not its waits; prompts of at most 32 tokens, one tenant, one
-scope.
+and `fresh` pairs were not looked at while the rules were written. GPTCache and LiteLLM run in an environment of their
+own (`--peers`, see cache_peers.py). redisvl and LiteLLM's semantic cache need RediSearch and decide by a distance
+alone, so their rule is a threshold of the table. Latency: CPU time of the one thread, not its waits; prompts of at most 32
+tokens, one tenant, one scope.
 """
 
 from __future__ import annotations
@@ -14,12 +14,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -38,7 +36,8 @@ from support.cache import answer, ask
 from support.pairs import FOLDER, Pair, read_pairs, score
 
 JSON = dict[str, Any]
-GPTCACHE_EVERY = 5
+SETS = ("tuned", "held", "fresh")
+EVERY = 5  # GPTCache is slow to open, so it gets a part of the pairs
 THRESHOLDS = (0.80, 0.90, 0.95)
 THINGS = (
     "violin", "river", "engine", "garden", "planet", "bridge", "window", "teacher", "doctor", "camera", "market",
@@ -77,7 +76,7 @@ def latency(entries: int, lookups: int) -> dict[str, JSON]:
 
 def _latencies(entries: int, lookups: int, embedder: Any) -> JSON:
     rng = random.Random(1)
-    stored = [(rng.choice(SHAPES), _words(rng)) for _ in range(entries)]
+    stored, _ = _stored(rng, entries)
     with ResponseCache(semantic="on", embedder=embedder, size="256MiB") as cache:
         begin = perf_counter()
         for shape, words in stored:
@@ -94,6 +93,12 @@ def _latencies(entries: int, lookups: int, embedder: Any) -> JSON:
         return {"entries": cache.stats().indexed, "microseconds_to_store": round(filled / entries * 1e6, 1)} | {
             tier: _timed(cache, tier, prompts) for tier, prompts in cases.items()
         }
+
+
+def _stored(rng: random.Random, entries: int) -> tuple[list[tuple[str, JSON]], list[tuple[str, JSON]]]:
+    """What is kept, and that part of it which can be put in other words."""
+    stored = [(rng.choice(SHAPES), _words(rng)) for _ in range(entries)]
+    return stored, [(shape, words) for shape, words in stored if shape in PARAPHRASES]
 
 
 def _words(rng: random.Random) -> JSON:
@@ -125,7 +130,7 @@ def accuracy() -> dict[str, JSON]:
     """Precision and recall of the cache, of plain thresholds, and of GPTCache."""
     rows: dict[str, JSON] = {}
     embedder = open_embedder("auto")
-    for name in ("tuned", "held"):
+    for name in SETS:
         pairs = read_pairs(FOLDER / f"{name}.jsonl")
         result = score(pairs)
         worst = max(result.false_hits().items(), key=lambda item: item[1])
@@ -138,10 +143,6 @@ def accuracy() -> dict[str, JSON]:
             for threshold in THRESHOLDS:
                 rows[f"MiniLM, cosine at least {threshold:.2f}, {name} pairs"] = _judged(
                     pairs, lambda pair, v=vectors, t=threshold: _cosine(v[pair.a], v[pair.b]) >= t
-                )
-            if (gptcache := _gptcache(embedder)) is not None:  # which is slow to open, so it gets a part of them
-                rows[f"GPTCache, every {GPTCACHE_EVERY}th of the {name} pairs"] = _judged(
-                    pairs[::GPTCACHE_EVERY], gptcache
                 )
     return rows
 
@@ -167,35 +168,31 @@ def _cosine(a: Iterable[float], b: Iterable[float]) -> float:
     return sum(x * y for x, y in zip(a, b, strict=True))
 
 
-def _gptcache(embedder: Any) -> Callable[[Pair], bool] | None:
-    """Whether GPTCache answers one question of a pair from the other; None where it is not installed."""
-    try:
-        import numpy as np
-        from gptcache import Cache, Config
-        from gptcache.adapter.api import get, put
-        from gptcache.manager import CacheBase, VectorBase, get_data_manager
-        from gptcache.processor.pre import get_prompt
-        from gptcache.similarity_evaluation.distance import SearchDistanceEvaluation
-    except ImportError:
-        return None
+# ---- others ----------------------------------------------------------------------------------------------------------
 
-    def answers(pair: Pair) -> bool:
-        with tempfile.TemporaryDirectory() as folder:
-            cache = Cache()
-            cache.init(
-                pre_embedding_func=get_prompt,
-                embedding_func=lambda text, **_: np.array(embedder(text), "float32"),
-                data_manager=get_data_manager(
-                    CacheBase("sqlite", sql_url=f"sqlite:///{folder}/cache.db"),
-                    VectorBase("faiss", dimension=384, index_path=f"{folder}/faiss.index"),
-                ),
-                similarity_evaluation=SearchDistanceEvaluation(),
-                config=Config(),
-            )
-            put(pair.a, "answer", cache_obj=cache)
-            return get(pair.b, cache_obj=cache) is not None
 
-    return answers
+def others(python: Path, entries: int) -> JSON:
+    """What the caches of others take and answer; see cache_peers.py."""
+    rng = random.Random(1)
+    stored, known = _stored(rng, entries)
+    pairs = [pair for name in SETS for pair in read_pairs(FOLDER / f"{name}.jsonl")[::EVERY]]
+    asked = {
+        "entries": [shape.format(**words) for shape, words in stored],
+        "cases": {
+            "exact": [shape.format(**words) for shape, words in stored[:500]],
+            "semantic": [PARAPHRASES[shape].format(**words) for shape, words in known[:500]],
+            "none": [rng.choice(SHAPES).format(**{**_words(rng), "number": 10**6 + n}) for n in range(500)],
+        },
+        "few": 500,
+        "pairs": [[pair.a, pair.b] for pair in pairs],
+    }
+    command = [str(python), str(HERE / "cache_peers.py")]
+    done = subprocess.run(command, input=json.dumps(asked).encode(), stdout=subprocess.PIPE, check=True)
+    found: JSON = json.loads(done.stdout)
+    if "GPTCache" in found:
+        answers = dict(zip((id(pair) for pair in pairs), found["GPTCache"].pop("answers"), strict=True))
+        found["GPTCache"]["accuracy"] = _judged(pairs, lambda pair: answers[id(pair)])
+    return found
 
 
 # ---- over HTTP -------------------------------------------------------------------------------------------------------
@@ -268,9 +265,32 @@ def render(result: JSON) -> str:
             cell = row[tier]
             shown = (retrieval, row["entries"], tier, cell["p50"], cell["p99"], f"{cell['as_expected']:.1%}")
             lines.append(f"| {' | '.join(map(str, shown))} |")
+    lines += _rendered_others(result["others"])
     lines.append("\n## Over HTTP (CPU microseconds of the proxy for one request)\n")
     lines += ["| | CPU |", "|---|---|", *(f"| {kind} | {cpu} |" for kind, cpu in result["http"].items())]
     return "\n".join(lines) + "\n"
+
+
+def _rendered_others(others: JSON) -> list[str]:
+    lines = ["\n## Others (CPU microseconds, one thread, in the same run)\n"] if others else []
+    if others:
+        lines += ["| | entries | what is asked | p50 | p99 | answered |", "|---|---|---|---|---|---|"]
+    for name, row in others.items():
+        for case in ("exact", "semantic", "none"):
+            cell = row[case]
+            shown = (f"{name} {row['version']}", row["entries"], ASKED[case], cell["p50"], cell["p99"])
+            lines.append(f"| {' | '.join(map(str, shown))} | {cell['hits'] / cell['lookups']:.0%} |")
+        if "accuracy" in row:
+            right = row["accuracy"]
+            worst, share = right["worst"]
+            lines.append(
+                f"\n{name} on every {EVERY}th pair: precision {right['precision']:.1%}, recall {right['recall']:.1%}, "
+                f"{right['false_hits']} wrong answers of {right['pairs']}, worst in {worst} ({share:.0%})."
+            )
+    return lines
+
+
+ASKED = {"exact": "what is there", "semantic": "the same in other words", "none": "another number than any there"}
 
 
 def main() -> None:
@@ -280,13 +300,15 @@ def main() -> None:
     parser.add_argument("--lookups", type=int, default=2_000)
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peers", type=Path, metavar="PYTHON", help="the interpreter of their environment")
+    parser.add_argument("--out", type=Path, default=HERE / "results", help="where the tables are written")
     args = parser.parse_args()
-    os.environ.setdefault("GPTCACHE_LOG_LEVEL", "error")
     result = {
         "machine": machine(), "accuracy": accuracy(), "latency": latency(args.entries, args.lookups),
+        "others": others(args.peers, args.entries) if args.peers else {},
         "http": over_http(args.seconds, args.rounds),
     }  # fmt: skip
-    folder = Path(HERE) / "results"
+    folder = args.out
     (folder / "cache.json").write_text(json.dumps(result, indent=2) + "\n")
     (folder / "cache.md").write_text(render(result))
     print(render(result))

@@ -64,7 +64,7 @@ def test_a_report_without_a_server(evidence: str, capsys: Capture) -> None:
     assert "2 of them (100%) the semantic tier would have answered" in shown
     assert "1 of those answers (50.0%) agree" in shown
     assert "7 tokens and 2 minutes of the engine" in shown
-    assert "2 comparisons are too few" in shown
+    assert "50 comparisons are too few" in shown
     assert "'What is the best way to boil eggs?'  'How do I boil an egg?'  0%" in shown
     assert main(["cache", "report", "--store", evidence, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["agreed"] == 1

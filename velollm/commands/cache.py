@@ -262,7 +262,7 @@ def _describe(route: JSON, mode: str) -> str:
         ]
     if route["skipped"]:
         lines.append(f"  {route['skipped']} more questions came too fast to be compared")
-    lines.append(f"  recommended: {_ADVICE[route['recommended']].format(compared=compared)}")
+    lines.append(f"  recommended: {_ADVICE[route['recommended']]}")
     if route["recommended"] == mode:
         lines[-1] += " (as it is)"
     examples = route.get("disagreements", [])[-MOST_EXAMPLES:]
@@ -283,7 +283,7 @@ def _span(seconds: float) -> str:
 
 _ADVICE = {
     "on": "--semantic-cache on",
-    "shadow": "--semantic-cache shadow, for now: {compared} comparisons are too few to judge by",
+    "shadow": "--semantic-cache shadow, for now: fewer than 50 comparisons are too few to judge by",
     "off": "--semantic-cache off: too many answers would have been others than the model's",
 }
 
