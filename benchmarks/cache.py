@@ -5,8 +5,8 @@
 Accuracy: the pairs of tests/cache/pairs, each asked both ways of a cache that holds the other question alone. `held`
 and `fresh` pairs were not looked at while the rules were written. GPTCache and LiteLLM run in an environment of their
 own (`--peers`, see cache_peers.py). redisvl and LiteLLM's semantic cache need RediSearch and decide by a distance
-alone, so their rule is a threshold of the table. Latency: CPU time of the one thread, not its waits; prompts of at most 32
-tokens, one tenant, one scope.
+alone, so their rule is a threshold of the table. Latency: CPU time of the one thread, not its waits; prompts of at most
+32 tokens, one tenant, one scope.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from velollm.cache.eligibility import (
     assess,
     why_not_stored,
 )
+from velollm.errors import RequestError
 
 EXACT = ("exact",)
 CANONICAL = ("exact", "canonical")
@@ -125,7 +126,7 @@ def test_controls() -> None:
         ('max-age="5"', "30", Controls(max_age=5, ttl=30)),
         ("max-age=0", "0", Controls(max_age=0, ttl=0)),
         ("max-age=-5, max-age", "", Controls()),
-        ("max-age=\u0665, =,;;", "2m", Controls(ttl=120)),
+        ("max-age=\u0665, =,;;", "120", Controls(ttl=120)),
         ("max-age=999999999999999", None, Controls()),
     ],
 )
@@ -135,7 +136,7 @@ def test_headers(header: str | None, ttl: str | None, expected: Controls) -> Non
 
 @pytest.mark.parametrize("ttl", ["x", "-1", "soon", "nan", " ", "1h30", "9" * 5000])
 def test_a_time_to_live_that_is_none(ttl: str) -> None:
-    with pytest.raises(ValueError, match="must be a duration"):
+    with pytest.raises(RequestError, match="x-velollm-cache-ttl"):
         Controls.from_headers(None, ttl)
 
 

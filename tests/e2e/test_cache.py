@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -168,6 +170,8 @@ def test_cache_control(cached: Served) -> None:
     time.sleep(1.1)
     assert ask(cached, headers={"cache-control": "no-cache"}) == (said, "bypass; reason=no-cache")
     assert ask(cached)[1] == "hit-exact"
+    with pytest.raises(openai.BadRequestError, match="x-velollm-cache-ttl"):
+        ask(cached, headers={"x-velollm-cache-ttl": "x"})
 
 
 def test_a_restart_keeps_what_sqlite_has(tmp_path: Path, engine: Served) -> None:
@@ -180,6 +184,22 @@ def test_a_restart_keeps_what_sqlite_has(tmp_path: Path, engine: Served) -> None
         end = time.monotonic() + 5
         while ask(served, PARAPHRASE, headers={"cache-control": "max-age=9999"})[1] != "hit-semantic":
             assert time.monotonic() < end, "the index was not rebuilt"
+
+
+def test_the_report_outlives_the_server(tmp_path: Path, engine: Served) -> None:
+    options = [*arguments(tmp_path, engine), "--cache-store", f"sqlite:{tmp_path / 'a.db'}"]
+    with serving(tmp_path, "cache", MODEL, *options) as served:
+        for prompt in (QUESTION, PARAPHRASE, NEAR_MISS):
+            assert ask(served, prompt)[1] == "miss"
+        time.sleep(0.5)
+        os.kill(served.pid, signal.SIGKILL)
+    command = velollm("cache", "report", "--json", "--store", f"sqlite:{tmp_path / 'a.db'}")
+    (route,) = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
+    assert (route["route"], route["compared"], route["misses"]) == (MODEL, 1, 2)
+    with serving(tmp_path, "cache", MODEL, *options) as served:
+        assert ask(served, "Why is the sky blue?")[1] == "miss"
+        seen = httpx.get(f"{served.url}/velollm/api/cache", headers={"authorization": f"Bearer {ROOT}"}).json()
+        assert (seen["report"][0]["compared"], seen["report"][0]["misses"]) == (1, 3)
 
 
 def test_a_damaged_store_is_set_aside(tmp_path: Path, engine: Served) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 import attrs
 
-from velollm.config.units import parse_seconds
+from velollm.control_headers import read_ttl
 
 __all__ = ["TIERS", "Controls", "Eligibility", "Tier", "assess", "why_not_stored"]
 
@@ -109,7 +109,7 @@ class Controls:
     @classmethod
     def from_headers(cls, cache_control: str | None = None, ttl: str | None = None) -> Controls:
         """Read `cache-control` and `x-velollm-cache-ttl`. What makes no sense in the first is ignored, as RFC 9111
-        asks; the second is ours alone, and whoever sends it means it: raises `ValueError` where it is no duration."""
+        asks; the second is ours alone, and whoever sends it means it: raises `RequestError` where it is no time."""
         if not cache_control and not ttl:
             return NO_CONTROLS
         directives = {
@@ -120,7 +120,7 @@ class Controls:
             no_cache="no-cache" in directives,
             no_store="no-store" in directives,
             max_age=_seconds(directives.get("max-age")),
-            ttl=parse_seconds(ttl) if ttl else None,
+            ttl=read_ttl(ttl) if ttl else None,
         )
 
 

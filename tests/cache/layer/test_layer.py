@@ -154,7 +154,7 @@ async def test_a_caller_may_shorten_the_time_to_live_only() -> None:
 @pytest.mark.parametrize("given", ["x", "-1", "z" * 60_000])
 async def test_a_time_to_live_that_is_none_is_the_clients_fault(given: str) -> None:
     on = Counting()
-    with pytest.raises(RequestError, match="x-velollm-cache-ttl must be a duration") as caught:
+    with pytest.raises(RequestError, match="x-velollm-cache-ttl") as caught:
         await on.ask(headers={"x-velollm-cache-ttl": given})
     assert len(caught.value.message) < 300
     assert on.calls == 0

@@ -28,7 +28,7 @@ from velollm.cache.layer.models import Models
 from velollm.cache.request import Request
 from velollm.cache.response_cache import Mode, ResponseCache
 from velollm.cache.results import Found
-from velollm.errors import RequestError
+from velollm.control_headers import CACHE_TTL
 from velollm.messages import ChatAnswer, ChatEvent, ChatRequest, Collector, RequestContext
 
 __all__ = ["HEADER", "CacheLayer", "cache_of", "key_tag"]
@@ -36,7 +36,6 @@ __all__ = ["HEADER", "CacheLayer", "cache_of", "key_tag"]
 logger = logging.getLogger("velollm.cache")
 
 HEADER = "x-velollm-cache"
-TTL_HEADER = "x-velollm-cache-ttl"
 BACKEND_HEADER = "x-velollm-backend"
 # Headers of a request that change what the layers below answer.
 DECIDING_HEADERS = ("x-velollm-tool-calls",)
@@ -113,7 +112,8 @@ class CacheLayer(Layer):
     # ---- who answers ----
 
     async def _answer(self, request: ChatRequest) -> _Plan:
-        controls = _controls(request.context.client_headers)
+        asks = request.context.client_headers
+        controls = Controls.from_headers(asks.get("cache-control"), asks.get(CACHE_TTL))
         try:
             asked = await self._prepare(request, controls)
             key = _flight_key(asked, request)
@@ -271,13 +271,6 @@ class _Landing:
         elif asked.eligibility.read and "semantic" in asked.eligibility.tiers:
             cache.record_shadow(asked, self._found.shadow, kept, route=self._route, seconds=seconds, tags=tags)
         cache.keep(asked, kept, tags=tags)
-
-
-def _controls(headers: Mapping[str, str]) -> Controls:
-    try:
-        return Controls.from_headers(headers.get("cache-control"), headers.get(TTL_HEADER))
-    except ValueError as error:
-        raise RequestError(f"{TTL_HEADER} {str(error)[:200]}") from error
 
 
 def _flight_key(asked: Request, request: ChatRequest) -> tuple[object, ...] | None:
