@@ -232,7 +232,7 @@ async def replay(port: int, asked: Sequence[Asked]) -> tuple[Counter[str], list[
                 counts["right hits"] += said.startswith("hit")
             else:
                 counts["wrong hits" if {number, one.question.number} in apart else "unlabelled hits"] += 1
-                others.append([one.text, texts[number], said])
+                others.append([one.question.text, texts[number], said])
 
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
         await asyncio.gather(*(work(client) for _ in range(AT_ONCE)))
@@ -272,7 +272,7 @@ def render(result: JSON, requests: int) -> str:
         lines.append(f"| {mode} | " + " | ".join(str(row.get(name, 0)) for name in COLUMNS) + f" | {share:.1%} |")
     lines.append(
         "\nRepeats are requests whose question that key had asked that model before, in whatever words. A hit is wrong "
-        "if the answer is that of a question which is labelled as different, and unlabelled if nobody compared the two:\n"
+        "where the labels say that its answer is another question's, and unlabelled where they say nothing of the two:\n"
         + "".join(f"\n- {asked!r} was answered as {other!r}" for asked, other in _told(result))
         + "\n"
     )
