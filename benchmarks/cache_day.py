@@ -272,7 +272,7 @@ def render(result: JSON, requests: int) -> str:
         lines.append(f"| {mode} | " + " | ".join(str(row.get(name, 0)) for name in COLUMNS) + f" | {share:.1%} |")
     lines.append(
         "\nRepeats are requests whose question that key had asked that model before, in whatever words. A hit is wrong "
-        "where the labels say that its answer is another question's, and unlabelled where they say nothing of the two:\n"
+        "where the labels say that its answer is another question's, and unlabelled where they do not say:\n"
         + "".join(f"\n- {asked!r} was answered as {other!r}" for asked, other in _told(result))
         + "\n"
     )
