@@ -44,6 +44,31 @@ GREETINGS = ("", "", "", "", "", "Hi! ", "Hello, ", "hey, quick question: ", "Pl
 TAILS = ("", "", "", "", "", "", " Thanks!", " thank you", " please")
 
 
+# The same questions in different pairs, found by reading what was answered as what.
+ALSO_THE_SAME = (
+    ("Can you describe the water cycle?", "I would appreciate it if you could explain the water cycle."),
+    ("Can you explain photosynthesis?", "Explain photosynthesis!"),
+    ("Can you explain photosynthesis?", "What is photosynthesis?"),
+    ("Define inflation.", "What is inflation?"),
+    ("Explain inflation.", "What is inflation?"),
+    ("Explain entropy.", "What do you know about entropy?"),
+    ("Give me an explanation of entropy.", "What is the definition of entropy?"),
+    ("Explain the rules of baseball.", "What are baseball's rules?"),
+    ("From Nice, how do I get to Paris?", "How do I get to Paris from Nice?"),
+    ("From Paris, how do I get to Nice?", "How do I get to Nice from Paris?"),
+    ("How do I cook a turkey?", "How do I cook turkey?"),
+    ("How do I make pasta?", "How to make pasta"),
+    ("How do I make tiramisu?", "What's the recipe for tiramisu?"),
+    ("I want to learn guitar. Where do I start?", "I want to learn the guitar. Where do I start?"),
+    ("What is the purpose of a mutex?", "What's a mutex used for?"),
+    ("What symptoms does flu have?", "What symptoms does the flu have?"),
+    ("What vitamins do carrots have?", "Which vitamins are in carrots?"),
+    ("Whats the meening of life?", "What is the meaning of life?"),
+    ("Who painted Guernica?", "who painted guernica"),
+    ("Who wrote Hamlet?", "who wrote hamlet?"),
+)
+
+
 @attrs.frozen(kw_only=True)
 class Question:
     """One wording; `number` is what all wordings of the question share."""
@@ -79,6 +104,9 @@ def questions() -> tuple[list[list[Question]], set[frozenset[int]]]:
             joined = joined | groups.setdefault(other, {other})
             groups.update(dict.fromkeys(joined, joined))
         groups.setdefault(other, {other})
+    for text, same in ALSO_THE_SAME:
+        joined = groups[text, "[]"] | groups[same, "[]"]
+        groups.update(dict.fromkeys(joined, joined))
     distinct = {id(group): group for group in groups.values()}
     numbers = {member: number for number, group in enumerate(distinct.values()) for member in group}
     known = [

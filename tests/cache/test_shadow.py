@@ -39,7 +39,7 @@ def test_answers_that_do_not(one: str, other: str) -> None:
 
 @pytest.mark.parametrize(
     ("agree", "disagree", "recommended"),
-    [(10, 0, "shadow"), (60, 0, "on"), (60, 1, "on"), (60, 9, "off"), (0, 60, "off")],
+    [(10, 0, "shadow"), (60, 0, "on"), (60, 1, "on"), (60, 3, "shadow"), (60, 9, "off"), (0, 60, "off")],
 )
 def test_the_recommendation(agree: int, disagree: int, recommended: str) -> None:
     found = Evidence(asked=100, compared=agree + disagree, agreed=agree, tokens=7, seconds=2.00049, first=1.0, last=2.0)

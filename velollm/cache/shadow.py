@@ -11,12 +11,13 @@ import attrs
 from velollm.cache.evidence import Evidence
 from velollm.cache.lexicon import COMMON
 
-__all__ = ["AGREES", "Allowance", "RouteReport", "agreement", "answer_text", "answer_tokens", "report"]
+__all__ = ["AGREES", "ENOUGH", "Allowance", "RouteReport", "agreement", "answer_text", "answer_tokens", "report"]
 
 AGREES: Final = 0.5
 _TEXT = 4000
-_ENOUGH = 50
+ENOUGH: Final = 50
 _TRUSTED = 0.98
+_DOUBTED = 0.9
 _WORD = re.compile(r"\w+(?:[.,:/-]\w+)*")
 
 
@@ -43,9 +44,11 @@ class RouteReport:
 
     @property
     def recommended(self) -> str:
-        if self.compared < _ENOUGH:
+        if self.compared < ENOUGH:
             return "shadow"
-        return "on" if self.agreement >= _TRUSTED else "off"
+        if self.agreement >= _TRUSTED:
+            return "on"
+        return "shadow" if self.agreement >= _DOUBTED else "off"
 
 
 def report(evidence: Mapping[str, Evidence]) -> list[RouteReport]:

@@ -249,6 +249,8 @@ _NOTHING = {
 
 
 def _describe(route: JSON, mode: str) -> str:
+    from velollm.cache.shadow import ENOUGH
+
     compared, asked = route["compared"], route["compared"] + route["misses"]
     lines = [
         f"{route['route'] or '(no model named)'}{_when(route['first'], route['last'])}",
@@ -262,7 +264,8 @@ def _describe(route: JSON, mode: str) -> str:
         ]
     if route["skipped"]:
         lines.append(f"  {route['skipped']} more questions came too fast to be compared")
-    lines.append(f"  recommended: {_ADVICE[route['recommended']]}")
+    advice = _ADVICE["too few" if compared < ENOUGH else route["recommended"]]
+    lines.append(f"  recommended: {advice.format(enough=ENOUGH)}")
     if route["recommended"] == mode:
         lines[-1] += " (as it is)"
     examples = route.get("disagreements", [])[-MOST_EXAMPLES:]
@@ -283,7 +286,8 @@ def _span(seconds: float) -> str:
 
 _ADVICE = {
     "on": "--semantic-cache on",
-    "shadow": "--semantic-cache shadow, for now: fewer than 50 comparisons are too few to judge by",
+    "too few": "--semantic-cache shadow, for now: fewer than {enough} comparisons are too few to judge by",
+    "shadow": "--semantic-cache shadow: read below where they disagreed, and whether those are the same question",
     "off": "--semantic-cache off: too many answers would have been others than the model's",
 }
 
