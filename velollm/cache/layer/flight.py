@@ -48,8 +48,8 @@ class Flight:
         self._places: dict[int, int] = {}
         self._fastest = 0  # the number of the first event that no reader has had
         self._numbers = 0
-        self._news: asyncio.Event | None = None  # there while a reader waits for it
-        self._room: asyncio.Event = asyncio.Event()
+        self._waiting: list[asyncio.Future[None]] = []  # readers
+        self._room: asyncio.Event | None = None  # while the pump waits for it
         self._pump: asyncio.Task[None] | None = None
 
     async def read(self) -> AsyncGenerator[ChatEvent, None]:
@@ -68,12 +68,13 @@ class Flight:
                     self._places[number] = place + 1
                     if place >= self._fastest:
                         self._fastest = place + 1
-                        self._room.set()
+                        if self._room is not None:
+                            self._room.set()
                     yield self._events[place - self._first]
                 elif not self._done:
-                    if self._news is None:
-                        self._news = asyncio.Event()
-                    await self._news.wait()
+                    news = asyncio.get_running_loop().create_future()
+                    self._waiting.append(news)
+                    await news
                 elif self._error is not None:
                     raise self._error
                 else:
@@ -84,7 +85,7 @@ class Flight:
     async def _leave(self, number: int) -> None:
         del self._places[number]
         self._fastest = max(self._places.values(), default=0)
-        if self._places or self._pump is None or self._pump.done():
+        if self._places or self._pump is None or self._done:
             return
         self._close()
         self._pump.cancel()
@@ -96,8 +97,9 @@ class Flight:
                 self._on_event(event)
                 self._add(event)
                 while self._is_far_ahead():
-                    self._room.clear()
+                    self._room = asyncio.Event()
                     await self._room.wait()
+                    self._room = None
             await self._on_end()
         except asyncio.CancelledError:
             self._error = BackendError("the answer was broken off")
@@ -119,14 +121,17 @@ class Flight:
         self._tell()
 
     def _tell(self) -> None:
-        if self._news is not None:
-            self._news.set()
-            self._news = None
+        for news in self._waiting:
+            if not news.done():  # else, its reader has left
+                news.set_result(None)
+        self._waiting.clear()
 
     def _is_far_ahead(self) -> bool:
         ahead = self._first + len(self._events) - self._fastest
         if not 0 < ahead < AHEAD:
             return ahead >= AHEAD
+        if self._bytes <= AHEAD_BYTES:  # all there ever was
+            return False
         return sum(_size(event) for event in self._events[-ahead:]) > AHEAD_BYTES
 
     def _trim(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from heapq import heapify, heappop, heappush
 
 from cachetools import LRUCache
 
@@ -15,7 +16,7 @@ from velollm.cache.stores.base import StoreStats
 
 __all__ = ["MemoryStore"]
 
-_SWEEP_EVERY = 256
+_SPARE = 256  # ends of entries that are gone, beside as many as there are entries
 
 
 class _Recent(LRUCache[bytes, Entry]):
@@ -43,6 +44,7 @@ class MemoryStore:
         self._lock = threading.RLock()
         self._recent = _Recent(size, self._evicted)
         self._aliases: dict[bytes, bytes] = {}
+        self._ends: list[tuple[float, bytes]] = []  # a heap: when entries expire, also of some that are gone
         self._ledger = Ledger()
         self._puts = self._evictions = self._expired = self._oversized = 0
 
@@ -69,9 +71,9 @@ class MemoryStore:
             self._recent[entry.key] = entry
             if entry.alias:
                 self._aliases[entry.alias] = entry.key
+            heappush(self._ends, (entry.expires, entry.key))
             self._puts += 1
-            if self._puts % _SWEEP_EVERY == 0:
-                self._sweep()
+            self._sweep()
             return self._puts
 
     def wait(self, ticket: int, timeout: float | None = None) -> bool:
@@ -115,12 +117,19 @@ class MemoryStore:
         with self._lock:
             self._recent.clear()
             self._aliases.clear()
+            self._ends.clear()
 
     def _sweep(self) -> None:
-        now = self._clock()
-        for key in [e.key for e in self._recent.values() if e.expires <= now]:
-            self._expired += 1
-            self._remove(key)
+        now, ends = self._clock(), self._ends
+        if len(ends) > 2 * len(self._recent) + _SPARE:
+            ends[:] = [(entry.expires, entry.key) for entry in self._recent.values()]
+            heapify(ends)
+        while ends and ends[0][0] <= now:
+            _, key = heappop(ends)
+            entry = self._recent.get(key)
+            if entry is not None and entry.expires <= now:
+                self._expired += 1
+                self._remove(key)
 
     def _remove(self, key: bytes) -> None:
         entry = self._recent.pop(key, None)
