@@ -71,7 +71,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=os.cpu_count() or 1,
         help="processes that compile (default: one a core)",
     )
-    actions.add_parser("check", parents=[common], help="run every kernel on the GPU and compare with NumPy")
+    actions.add_parser("check", parents=[common], help="run the kernels on the GPU and compare with NumPy")
 
 
 def run(args: argparse.Namespace) -> int:

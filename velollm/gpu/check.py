@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import attrs
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from velollm.gpu.arrays import rounded, widened
 from velollm.gpu.attention import BLOCK, paged_attention
+from velollm.gpu.check_layers import LAYER_CASES
 from velollm.gpu.executor import Executor
 from velollm.gpu.kernels import HEAD_DIMS, SCALARS
 
@@ -51,6 +53,8 @@ def _cases(on: Executor) -> Iterator[tuple[str, str, Case]]:
             for what, lengths, queries in (("decode", (1, 33, 300), (1, 1, 1)), ("prefill", (40, 150), (40, 70))):
                 name = f"paged_attention {what} {scalar} d{head_dim}"
                 yield name, scalar, _attention(on, scalar, head_dim, lengths, queries)
+        for call, layer in LAYER_CASES.items():
+            yield f"{call} {scalar}", scalar, partial(layer, on, scalar)
 
 
 def _attention(on: Executor, scalar: str, head_dim: int, lengths: tuple[int, ...], queries: tuple[int, ...]) -> Case:
