@@ -18,15 +18,14 @@ import random
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter, thread_time
 from typing import Any
 
 import httpx
-from harness import HERE, cpu_seconds, free_port, http_request, machine, press, raw_upstream
+from harness import HERE, cpu_seconds, http_request, machine, press, raw_upstream, velollm_serve
 
 from velollm.cache import ResponseCache
 from velollm.cache.embedder import open_embedder
@@ -201,7 +200,11 @@ def others(python: Path, entries: int) -> JSON:
 def over_http(seconds: float, rounds: int) -> JSON:
     """CPU seconds of the proxy's process a request: an exact hit against the same request passed through."""
     found: dict[str, list[float]] = {}
-    with raw_upstream() as upstream, _proxy(upstream, "on") as hitting, _proxy(upstream, "off") as passing:
+    with ExitStack() as stack:
+        backend = f"openai+http://127.0.0.1:{stack.enter_context(raw_upstream())}/v1"
+        hitting, passing = (
+            stack.enter_context(velollm_serve("--backend", backend, "--cache", cache)) for cache in ("on", "off")
+        )
         for _ in range(rounds):
             for stream in (False, True):
                 for name, (port, pid) in (("hit", hitting), ("pass-through", passing)):
@@ -222,27 +225,6 @@ def _frames(port: int, body: bytes) -> int:
     return httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", content=body, headers=headers).content.count(
         b"data: "
     )
-
-
-@contextmanager
-def _proxy(upstream: int, cache: str) -> Iterator[tuple[int, int]]:
-    port = free_port()
-    command = [
-        sys.executable, "-m", "velollm", "-q", "serve", "--backend", f"openai+http://127.0.0.1:{upstream}/v1",
-        "--port", str(port), "--cache", cache,
-    ]  # fmt: skip
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            end = time.monotonic() + 30
-            while time.monotonic() < end:
-                try:
-                    if httpx.get(f"http://127.0.0.1:{port}/ready").status_code == 200:
-                        break
-                except httpx.HTTPError:
-                    time.sleep(0.1)
-            yield port, process.pid
-        finally:
-            process.terminate()
 
 
 # ---- the report ------------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ import attrs
 import httpx
 import orjson
 import uvicorn
-from harness import HERE, free_port, machine
+from harness import HERE, free_port, machine, velollm_serve
 
 sys.path.insert(0, str(HERE.parent / "tests"))
 from support.pairs import FOLDER, Pair, read_pairs
@@ -200,35 +200,10 @@ def proxy(upstream: int, folder: Path, mode: str) -> Iterator[int]:
             for key in KEYS
         )
     )
-    port = free_port()
-    command = [
-        sys.executable, "-m", "velollm", "-q", "serve", "--backend", f"openai+http://127.0.0.1:{upstream}/v1",
-        "--port", str(port), "--keys", str(folder / "keys.toml"), "--semantic-cache", mode,
-        "--cache-store", f"sqlite:{folder / mode}.db", "--concurrency", str(AT_ONCE),
-    ]  # fmt: skip
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        try:
-            while httpx.get(f"http://127.0.0.1:{port}/ready").status_code != 200:
-                time.sleep(0.1)
-        except httpx.HTTPError:
-            time.sleep(0.5)
-        try:
-            _wait(port)
-            yield port
-        finally:
-            process.terminate()
-
-
-def _wait(port: int) -> None:
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        try:
-            if httpx.get(f"http://127.0.0.1:{port}/ready").status_code == 200:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.1)
-    raise RuntimeError("the server did not start")
+    options = ("--backend", f"openai+http://127.0.0.1:{upstream}/v1", "--concurrency", str(AT_ONCE))
+    kept = ("--semantic-cache", mode, "--cache-store", f"sqlite:{folder / mode}.db")
+    with velollm_serve(*options, *kept, "--keys", str(folder / "keys.toml")) as (port, _):
+        yield port
 
 
 # ---- the day ---------------------------------------------------------------------------------------------------------

@@ -14,10 +14,7 @@ import argparse
 import asyncio
 import json
 import random
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +22,7 @@ from time import perf_counter
 from typing import Any
 
 import httpx
-from harness import HERE, MARK, free_port, http_request, machine, press, raw_upstream
+from harness import HERE, MARK, http_request, machine, press, raw_upstream, velollm_serve
 
 JSON = dict[str, Any]
 ANN, BOB = "sk-ann-0123456789abcdef", "sk-bob-0123456789abcdef"
@@ -45,23 +42,10 @@ def server(upstream: int, folder: Path, options: str) -> Iterator[tuple[int, int
     keys.write_text(
         "".join(f'[[keys]]\nname = "{name}"\nkey = "{key}"\n' for name, key in (("ann", ANN), ("bob", BOB)))
     )
-    port = free_port()
-    command = [
-        sys.executable, "-m", "velollm", "-q", "serve", "--backend", f"openai+http://127.0.0.1:{upstream}/v1",
-        "--port", str(port), "--concurrency", "256", *options.format(folder=folder, keys=keys).split(),
-    ]  # fmt: skip
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        try:
-            end = time.monotonic() + 60
-            while time.monotonic() < end:
-                try:
-                    if httpx.get(f"http://127.0.0.1:{port}/ready").status_code == 200:
-                        break
-                except httpx.HTTPError:
-                    time.sleep(0.1)
-            yield port, process.pid
-        finally:
-            process.terminate()
+    backend = f"openai+http://127.0.0.1:{upstream}/v1"
+    given = options.format(folder=folder, keys=keys).split()
+    with velollm_serve("--backend", backend, "--concurrency", "256", *given) as served:
+        yield served
 
 
 # ---- times -----------------------------------------------------------------------------------------------------------

@@ -10,11 +10,13 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import perf_counter
 from typing import cast
+from urllib.request import urlopen
 
 import attrs
 import httptools
@@ -146,6 +148,31 @@ def raw_upstream() -> Iterator[int]:
             yield int(process.stdout.readline())
         finally:
             process.terminate()
+
+
+@contextmanager
+def velollm_serve(*options: str) -> Iterator[tuple[int, int]]:
+    """`velollm serve` with these options, once it is ready: its port and its process."""
+    port = free_port()
+    command = [sys.executable, "-m", "velollm", "-q", "serve", "--port", str(port), *options]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            end = perf_counter() + 60
+            while not _is_ready(port):
+                if perf_counter() > end or process.poll() is not None:
+                    raise RuntimeError("velollm serve did not start")
+                time.sleep(0.1)
+            yield port, process.pid
+        finally:
+            process.terminate()
+
+
+def _is_ready(port: int) -> bool:
+    try:
+        with urlopen(f"http://127.0.0.1:{port}/ready", timeout=10) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
 
 
 def machine() -> str:
