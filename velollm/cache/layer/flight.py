@@ -130,7 +130,7 @@ class Flight:
         ahead = self._first + len(self._events) - self._fastest
         if not 0 < ahead < AHEAD:
             return ahead >= AHEAD
-        if self._bytes <= AHEAD_BYTES:  # all there ever was
+        if self._bytes <= AHEAD_BYTES:  # all that is kept
             return False
         return sum(_size(event) for event in self._events[-ahead:]) > AHEAD_BYTES
 
