@@ -1,4 +1,5 @@
-# Builds Ollama from its Go module, where Go is, and names it in VELOLLM_TEST_OLLAMA. Sourced by .ci/run.
+# Builds Ollama from its Go module, where Go is, while other stages run, and names it in VELOLLM_TEST_OLLAMA. Sourced by
+# .ci/run, which calls start_ollama_build early and await_ollama_build when it needs it.
 ollama_version=v0.17.4
 ollama_bin=$work/ollama-$ollama_version/ollama
 
@@ -17,10 +18,21 @@ build_ollama() {
     go install "github.com/ollama/ollama@$ollama_version"
 }
 
-if [ ! -x "$ollama_bin" ] && command -v go >/dev/null; then
-  echo "== building Ollama $ollama_version (some minutes)"
-  build_ollama || echo "Ollama could not be built; its tests will be skipped" >&2
-fi
-if [ -x "$ollama_bin" ]; then
-  export VELOLLM_TEST_OLLAMA=$ollama_bin
-fi
+start_ollama_build() {
+  ollama_build=
+  if [ ! -x "$ollama_bin" ] && command -v go >/dev/null; then
+    echo "== building Ollama $ollama_version meanwhile (some minutes)"
+    (renice -n 19 $BASHPID && build_ollama) >"$work/ollama-build.log" 2>&1 &
+    ollama_build=$!
+  fi
+}
+
+await_ollama_build() {
+  if [ -n "$ollama_build" ] && ! wait "$ollama_build"; then
+    tail -n 20 "$work/ollama-build.log" >&2
+    echo "Ollama could not be built; its tests will be skipped" >&2
+  fi
+  if [ -x "$ollama_bin" ]; then
+    export VELOLLM_TEST_OLLAMA=$ollama_bin
+  fi
+}
