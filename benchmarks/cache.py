@@ -3,10 +3,11 @@
     python benchmarks/cache.py [--peers PYTHON] [--entries 10000]       writes results/cache.md and .json
 
 Accuracy: the pairs of tests/cache/pairs, each asked both ways of a cache that holds the other question alone. `held`
-and `fresh` pairs were not looked at while the rules were written. GPTCache and LiteLLM run in an environment of their
-own (`--peers`, see cache_peers.py). redisvl and LiteLLM's semantic cache need RediSearch and decide by a distance
-alone, so their rule is a threshold of the table. Latency: CPU time of the one thread, not its waits; prompts of at most
-32 tokens, one tenant, one scope.
+pairs were not looked at while the rules were written; `fresh` ones not before they were first measured (precision
+98.8 %, recall 82 %), afterwards they were. GPTCache and LiteLLM run in an environment of their own (`--peers`, see
+cache_peers.py). redisvl and LiteLLM's semantic cache need RediSearch and decide by a distance alone, so their rule is a
+threshold of the table. Latency: CPU time of the one thread, not its waits; prompts of at most 32 tokens, one tenant,
+one scope.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ from support.pairs import FOLDER, Pair, read_pairs, score
 
 JSON = dict[str, Any]
 SETS = ("tuned", "held", "fresh")
+FRESH = """The rules were made on the tuned pairs. The fresh ones came later, and were read once they had been measured
+for the first time: precision 98.8 %, recall 82 %.
+"""
 EVERY = 5  # GPTCache is slow to open, so it gets a part of the pairs
 THRESHOLDS = (0.80, 0.90, 0.95)
 THINGS = (
@@ -232,7 +236,7 @@ def _frames(port: int, body: bytes) -> int:
 
 def render(result: JSON) -> str:
     """The results as a page."""
-    lines = [f"# The response cache\n\n{result['machine']}\n", "## How right\n"]
+    lines = [f"# The response cache\n\n{result['machine']}\n", "## How right\n", FRESH]
     lines += ["| | pairs | precision | recall | wrong answers | worst category |", "|---|---|---|---|---|---|"]
     for name, row in result["accuracy"].items():
         worst, share = row["worst"]
