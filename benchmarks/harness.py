@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from time import perf_counter
 from typing import cast
@@ -138,16 +138,20 @@ def free_port() -> int:
 
 
 @contextmanager
-def raw_upstream() -> Iterator[int]:
-    """The fixed upstream, and its port."""
-    with subprocess.Popen(
-        [sys.executable, str(HERE / "raw_upstream.py")], stdout=subprocess.PIPE, text=True
-    ) as process:
+def listening(script: str, *options: str) -> Iterator[int]:
+    """A script beside this one that says first on which port it listens: the port."""
+    command = [sys.executable, str(HERE / script), *options]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
             yield int(process.stdout.readline())
         finally:
             process.terminate()
+
+
+def raw_upstream() -> AbstractContextManager[int]:
+    """The fixed upstream, and its port."""
+    return listening("raw_upstream.py")
 
 
 @contextmanager
@@ -157,7 +161,7 @@ def velollm_serve(*options: str) -> Iterator[tuple[int, int]]:
     command = [sys.executable, "-m", "velollm", "-q", "serve", "--port", str(port), *options]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:
-            end = perf_counter() + 60
+            end = perf_counter() + 90
             while not _is_ready(port):
                 if perf_counter() > end or process.poll() is not None:
                     raise RuntimeError("velollm serve did not start")

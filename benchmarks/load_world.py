@@ -8,16 +8,15 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import attrs
 import httpx
 from client import Answer
-from harness import HERE, free_port
+from harness import HERE, listening, velollm_serve
 
 __all__ = [
     "BATCH", "INTERACTIVE", "MODEL", "TIMES", "Figure", "busy", "engine", "jain", "key", "keys_file", "metric",
@@ -42,43 +41,16 @@ class Figure:
     direct: float | None = None
 
 
-@contextmanager
-def engine(*options: str) -> Iterator[int]:
+def engine(*options: str) -> AbstractContextManager[int]:
     """A simulated engine, and its port."""
-    times = ("--prefill", str(TIMES), "--decode", str(20 * TIMES))
-    command = [sys.executable, str(HERE / "simulated_engine.py"), *times, *options]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield int(process.stdout.readline())
-        finally:
-            process.terminate()
+    return listening("simulated_engine.py", "--prefill", str(TIMES), "--decode", str(20 * TIMES), *options)
 
 
 @contextmanager
 def velollm(*options: str) -> Iterator[int]:
     """`velollm serve`, and its port."""
-    port = free_port()
-    command = [sys.executable, "-m", "velollm", "-q", "serve", "--port", str(port), *options]
-    with tempfile.TemporaryFile() as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
-        try:
-            _wait(port, process)
-            yield port
-        finally:
-            process.terminate()
-            process.wait(20)
-
-
-def _wait(port: int, process: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + 90
-    while time.monotonic() < end and process.poll() is None:
-        try:
-            if httpx.get(f"http://127.0.0.1:{port}/ready", timeout=5).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
-    raise RuntimeError("velollm serve did not come up")
+    with velollm_serve(*options) as (port, _):
+        yield port
 
 
 @contextmanager
