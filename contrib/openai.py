@@ -37,6 +37,7 @@ from velollm.errors import (
 )
 from velollm.messages import ChatEvent, ChatRequest, Embeddings, EmbedRequest, ModelInfo
 from velollm.transport import Upstream, UpstreamResponse
+from velollm.transport.head import tracing_headers
 
 __all__ = ["OpenAIBackend"]
 
@@ -46,7 +47,6 @@ JSON: TypeAlias = dict[str, Any]
 
 PATHS = {"openai.chat": "/chat/completions", "openai.completions": "/completions"}
 CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
-TRACING = frozenset({"traceparent", "tracestate"})
 
 
 class OpenAIBackend(Backend):
@@ -178,10 +178,7 @@ class OpenAIBackend(Backend):
     # ---- inside ----
 
     async def _post(self, path: str, body: bytes, request: ChatRequest | EmbedRequest) -> UpstreamResponse:
-        known = request.context.client_headers
-        headers: list[tuple[bytes, bytes]] = []
-        if not TRACING.isdisjoint(known):
-            headers = [(name.encode(), known[name].encode("latin-1")) for name in sorted(TRACING) if name in known]
+        headers = tracing_headers(request.context.client_headers)
         try:
             return await self.upstream.post_json(path, body, headers=headers)
         except BackendRefused as error:

@@ -52,6 +52,7 @@ from velollm.messages import (
     Usage,
 )
 from velollm.transport import Upstream, UpstreamResponse
+from velollm.transport.head import tracing_headers
 
 __all__ = ["OllamaBackend"]
 
@@ -63,7 +64,6 @@ Request = TypeVar("Request", ChatRequest, EmbedRequest)
 DEFAULT_PORT = 11434
 FACTS_SECONDS = 300.0
 PATHS = {"ollama.chat": "/api/chat", "ollama.generate": "/api/generate"}
-TRACING = ("traceparent", "tracestate")
 CHANGING = frozenset({"/api/create", "/api/copy", "/api/delete", "/api/pull"})
 
 
@@ -295,8 +295,7 @@ class OllamaBackend(Backend):
     async def _post(
         self, path: str, body: bytes | JSON, request: ChatRequest | EmbedRequest | None = None
     ) -> UpstreamResponse:
-        known = request.context.client_headers if request is not None else {}
-        headers = [(name.encode(), known[name].encode("latin-1")) for name in TRACING if name in known]
+        headers = tracing_headers(request.context.client_headers if request is not None else {})
         try:
             return await self.upstream.post_json(path, body, headers=headers)
         except BackendRefused as error:

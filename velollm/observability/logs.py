@@ -7,6 +7,7 @@ import logging
 import re
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, TextIO
 
@@ -108,7 +109,8 @@ class TextFormatter(_Formatter):
         text = f"{self.time(record.created)} {record.levelname} {record.getMessage()}"
         fields = getattr(record, "fields", None)
         if fields is not None:
-            text = f"{text} {_pairs(fields)}"
+            pairs = [f"{name}={value}" for name, value in fields.items()]
+            text = f"{text} {_joined(pairs, lambda: fields)}"
         if not text.isprintable():
             text = CONTROL.sub(_escape, text)
         if record.exc_info:
@@ -117,7 +119,7 @@ class TextFormatter(_Formatter):
 
     def request(self, level: int, record: Record) -> str:
         """The line of one HTTP request."""
-        text = f"{self.time(time.time())} {NAMES[level]} request {record.text() or _pairs(record.fields())}"
+        text = f"{self.time(time.time())} {NAMES[level]} request {_joined(record.pairs(), record.fields)}"
         return text if text.isprintable() else CONTROL.sub(_escape, text)
 
 
@@ -154,11 +156,12 @@ def _json(line: dict[str, Any]) -> str:
         return orjson.dumps(line | {key: CONTROL.sub(_escape, str(value)) for key, value in line.items()}).decode()
 
 
-def _pairs(fields: dict[str, Any]) -> str:
-    text = " ".join([f"{name}={value}" for name, value in fields.items()])
-    if text.count(" ") == len(fields) - 1 and text.count("=") == len(fields) and '"' not in text:
+def _joined(pairs: list[str], fields: Callable[[], dict[str, Any]]) -> str:
+    """`name=value`, one beside the other; made anew of `fields` where a value has to be quoted."""
+    text = " ".join(pairs)
+    if text.count(" ") == len(pairs) - 1 and text.count("=") == len(pairs) and '"' not in text:
         return text
-    return " ".join([f"{name}={_quoted(str(value))}" for name, value in fields.items()])
+    return " ".join([f"{name}={_quoted(str(value))}" for name, value in fields().items()])
 
 
 def _quoted(value: str) -> str:

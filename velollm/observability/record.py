@@ -42,8 +42,8 @@ class Record:
     cached_tokens: int | None = None
     completion_tokens: int | None = None
 
-    def text(self) -> str | None:
-        """`fields` as `name=value`, one beside the other; None where a value would have to be quoted."""
+    def pairs(self) -> list[str]:
+        """`fields` as `name=value`."""
         pairs = [
             f"{name}={value}"
             for name, value in zip(FIELDS, GET(self), strict=True)
@@ -52,9 +52,7 @@ class Record:
         pairs.append(f"duration_ms={round(self.duration * 1000, 1)}")
         if self.ttft is not None:
             pairs.append(f"ttft_ms={round(self.ttft * 1000, 1)}")
-        text = " ".join(pairs)
-        simple = text.count(" ") == len(pairs) - 1 and text.count("=") == len(pairs) and '"' not in text
-        return text if simple else None
+        return pairs
 
     def fields(self) -> dict[str, Any]:
         """What is known, by name."""

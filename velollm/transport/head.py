@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import httpx
 
-__all__ = ["framing", "header_lines", "request_line"]
+__all__ = ["framing", "header_lines", "request_line", "tracing_headers"]
 
 OWN = frozenset({b"content-length", b"transfer-encoding", b"connection"})  # these are the transport's to say
+TRACING = frozenset({"traceparent", "tracestate"})  # of a client's headers, these go on to engines
 BODYLESS = frozenset({"GET", "HEAD", "DELETE"})
 CARRIAGE, NEWLINE = 13, 10
 
@@ -31,6 +32,13 @@ def header_lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     if lines.count(b"\n") != count or lines.count(b"\r") != count:
         raise httpx.LocalProtocolError("a header holds a line break")
     return lines
+
+
+def tracing_headers(known: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    """Those of a client's headers that engines get as well."""
+    if TRACING.isdisjoint(known):
+        return []
+    return [(name.encode(), known[name].encode("latin-1")) for name in sorted(TRACING) if name in known]
 
 
 def framing(method: str, size: int | None) -> bytes:
