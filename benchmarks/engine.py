@@ -33,13 +33,14 @@ from ollama_peer import ollama
 from random_gguf import write_random_gguf
 
 from velollm.backend import Backend
+from velollm.collector import Collector
 from velollm.contrib.gguf import open_gguf
 from velollm.contrib.llamacpp.local_model import locate
 from velollm.contrib.llamacpp.plan import this_machine
 from velollm.engine import BlockManager, EngineCore, JobSpec, LlamaCppRunner, SamplingParams
 from velollm.engine.blocks import hash_chain, root_hash
 from velollm.errors import VeloError
-from velollm.messages import ChatRequest, Collector
+from velollm.messages import ChatRequest
 
 RESULTS = Path(__file__).parent / "results"
 PROSE = "the time of day when people walk along a river and speak about work and music and what they saw"

@@ -17,8 +17,9 @@ import orjson
 import pytest
 
 from velollm.backend import Backend
+from velollm.collector import Collector
 from velollm.errors import VeloError
-from velollm.messages import ChatAnswer, ChatEvent, ChatRequest, Collector, Message, ModelInfo
+from velollm.messages import ChatAnswer, ChatEvent, ChatRequest, Message, ModelInfo
 
 __all__ = ["BackendContract"]
 

@@ -9,8 +9,9 @@ import pytest
 from support.backend import ScriptedBackend
 
 from velollm.api.openai import Completions
+from velollm.collector import Collector
 from velollm.errors import BackendTimeout, RequestError
-from velollm.messages import ChatEvent, ChatRequest, Collector, RequestContext, Usage
+from velollm.messages import ChatEvent, ChatRequest, RequestContext, Usage
 from velollm.prompts import answer_prompts
 
 pytestmark = pytest.mark.anyio

@@ -4,12 +4,11 @@
 
 It answers at once and says nothing that means anything, the same on every machine. Greedy sampling yields printable
 text and never ends by itself, so answers are as long as `max_tokens` says; a grammar or schema ends them before.
-Needs numpy. Layout: the GGUF specification, version 3 (github.com/ggml-org/ggml/blob/master/docs/gguf.md).
+Needs numpy, beside VeloLLM itself.
 """
 
 from __future__ import annotations
 
-import struct
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
@@ -20,6 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from velollm.models.gguf_writer import pack_head
+
 __all__ = ["CHAT_TEMPLATE", "CONTEXT", "NAME", "write_tiny_gguf"]
 
 Floats = npt.NDArray[np.float32]
@@ -28,8 +29,7 @@ NAME = "velollm-tiny"
 CONTEXT = 4096
 WIDTH, LAYERS, HEADS, KV_HEADS, FEED_FORWARD, VOCABULARY = 128, 2, 4, 2, 256, 512
 HEAD = WIDTH // HEADS
-ALIGNMENT = 32
-UINT32, FLOAT32, BOOL, STRING, ARRAY, INT32 = 4, 6, 7, 8, 9, 5
+F32 = 0  # the type of a tensor
 NORMAL, CONTROL = 1, 3
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
 
@@ -151,26 +151,6 @@ def _weights(sayable: npt.NDArray[np.bool_], seed: int) -> Iterator[tuple[str, F
 # ---- the file --------------------------------------------------------------------------------------------------------
 
 
-def _string(text: str) -> bytes:
-    data = text.encode()
-    return struct.pack("<Q", len(data)) + data
-
-
-def _value(value: Any) -> bytes:
-    """A metadata value with its type in front."""
-    if isinstance(value, bool):
-        return struct.pack("<I?", BOOL, value)
-    if isinstance(value, int):
-        return struct.pack("<II", UINT32, value)
-    if isinstance(value, float):
-        return struct.pack("<If", FLOAT32, value)
-    if isinstance(value, str):
-        return struct.pack("<I", STRING) + _string(value)
-    if isinstance(value[0], str):
-        return struct.pack("<IIQ", ARRAY, STRING, len(value)) + b"".join(map(_string, value))
-    return struct.pack("<IIQ", ARRAY, INT32, len(value)) + struct.pack(f"<{len(value)}i", *value)
-
-
 def _metadata(tokens: list[str], merges: list[str]) -> Mapping[str, Any]:
     special = {token: VOCABULARY - len(SPECIAL) + number for number, token in enumerate(SPECIAL)}
     return {
@@ -224,18 +204,13 @@ def write_tiny_gguf(
 
 
 def _write(path: str | Path, keys: Mapping[str, Any], tensors: list[tuple[str, Floats]]) -> Path:
-    header = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(keys))]
-    header += [_string(key) + _value(value) for key, value in keys.items()]
-    offset = 0
-    for name, array in tensors:
-        shape = array.shape[::-1]  # innermost dimension first
-        header.append(_string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, 0, offset))
-        offset += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
-    data = b"".join(header)
+    head, offsets, size = pack_head(keys, [(name, array.shape[::-1], F32) for name, array in tensors])
     with open(path, "wb") as out:
-        out.write(data + bytes(-len(data) % ALIGNMENT))
-        for _, array in tensors:
-            out.write(array.tobytes() + bytes(-array.nbytes % ALIGNMENT))
+        out.write(head)
+        for (_, array), offset in zip(tensors, offsets, strict=True):
+            out.seek(offset)
+            out.write(array.tobytes())
+        out.truncate(size)
     return Path(path)
 
 

@@ -17,6 +17,7 @@ from velollm.api.endpoint import ChatEndpoint, EmbedEndpoint
 from velollm.api.tokens import parse_detokenize, parse_tokenize
 from velollm.asgi import ClientLeft, DisconnectWatch, Receive, Scope, Send
 from velollm.backend import Backend
+from velollm.collector import Collector
 from velollm.errors import (
     BackendProtocolError,
     MethodNotAllowed,
@@ -27,7 +28,7 @@ from velollm.errors import (
 )
 from velollm.exchange import Exchange
 from velollm.forward import forward, forward_known
-from velollm.messages import ChatEvent, ChatRequest, Collector, ModelInfo
+from velollm.messages import ChatEvent, ChatRequest, ModelInfo
 from velollm.prompts import answer_prompts
 
 __all__ = ["Door"]

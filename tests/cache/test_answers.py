@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from support.cache import answer
 
 from velollm.cache.answers import BadAnswer, keep_answer, replay_answer
-from velollm.messages import ChatAnswer, ChatEvent, Choice, Collector, ResponseMeta, Timings, ToolCall, Usage
+from velollm.collector import Collector
+from velollm.messages import ChatAnswer, ChatEvent, Choice, ResponseMeta, Timings, ToolCall, Usage
 
 TEXT = st.text(max_size=900)
 CALLS = st.lists(st.builds(ToolCall, id=TEXT, name=TEXT, arguments=TEXT), max_size=3)

@@ -13,6 +13,7 @@ from support.engine import ScriptedEngine
 
 from velollm.api.openai import ChatCompletions, Completions
 from velollm.backend import open_backend
+from velollm.collector import Collector
 from velollm.contrib.llamacpp import LlamaServerBackend
 from velollm.errors import (
     BackendProtocolError,
@@ -29,7 +30,6 @@ from velollm.messages import (
     ChatAnswer,
     ChatEvent,
     ChatRequest,
-    Collector,
     EmbedRequest,
     Message,
     RequestContext,

@@ -18,10 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from velollm.backend import open_backend
+from velollm.collector import Collector
 from velollm.contrib.llamacpp.process import slots_folder
 from velollm.contrib.llamacpp.replication import text_of
 from velollm.contrib.llamacpp.slots import WORTH, Choice, Saved, SlotBook, common_length
-from velollm.messages import ChatRequest, Collector, Message, Source
+from velollm.messages import ChatRequest, Message, Source
 
 pytestmark = pytest.mark.anyio
 

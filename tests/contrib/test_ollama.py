@@ -13,6 +13,7 @@ from support.engine import ScriptedEngine
 
 from velollm.api.ollama import Chat, Generate
 from velollm.backend import HttpRequest, open_backend
+from velollm.collector import Collector
 from velollm.contrib.ollama import OllamaBackend
 from velollm.contrib.ollama.contexts import HELD_SECONDS, Contexts
 from velollm.contrib.ollama.facts import full_name, loaded_context, read_facts
@@ -32,7 +33,6 @@ from velollm.messages import (
     ChatAnswer,
     ChatEvent,
     ChatRequest,
-    Collector,
     EmbedRequest,
     ImagePart,
     Message,

@@ -10,12 +10,13 @@ import pytest
 from tiny_gguf import write_tiny_gguf
 
 from velollm.backend import Backend
+from velollm.collector import Collector
 from velollm.continuation import Continuation, go_on
 from velollm.contrib.llamacpp import EmbeddedBackend
 from velollm.contrib.ollama import OllamaBackend
 from velollm.contrib.velo import ServedEngine
 from velollm.errors import UnsupportedError
-from velollm.messages import ChatAnswer, ChatEvent, ChatRequest, Collector, Message, ResponseFormat
+from velollm.messages import ChatAnswer, ChatEvent, ChatRequest, Message, ResponseFormat
 
 pytest.importorskip("xllamacpp", reason="the extra llamacpp is not installed")
 pytestmark = [pytest.mark.e2e, pytest.mark.anyio]

@@ -21,6 +21,7 @@ from backend_contract import BackendContract
 from tiny_gguf import CONTEXT, write_tiny_gguf
 
 from velollm.backend import Backend, HttpRequest, Limits, open_backend
+from velollm.collector import Collector
 from velollm.contrib.llamacpp import EmbeddedBackend, LlamaServerBackend, embedded
 from velollm.errors import (
     BackendError,
@@ -34,7 +35,6 @@ from velollm.errors import (
 from velollm.messages import (
     ChatAnswer,
     ChatRequest,
-    Collector,
     EmbedRequest,
     Message,
     ResponseFormat,

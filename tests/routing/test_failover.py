@@ -12,6 +12,7 @@ from support.asgi import ask as http
 from support.serving import served
 
 from velollm.backend import Backend
+from velollm.collector import Collector
 from velollm.continuation import Said
 from velollm.errors import (
     BackendProtocolError,
@@ -23,7 +24,7 @@ from velollm.errors import (
     UnsupportedError,
     VeloError,
 )
-from velollm.messages import ChatAnswer, ChatEvent, ChatRequest, Collector, Message, ModelInfo, ResponseMeta, Usage
+from velollm.messages import ChatAnswer, ChatEvent, ChatRequest, Message, ModelInfo, ResponseMeta, Usage
 from velollm.routing import BackendPool
 from velollm.routing.watch import Watch
 

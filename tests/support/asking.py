@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from velollm.backend import Backend
-from velollm.messages import ChatAnswer, ChatRequest, Collector, Message, Tool
+from velollm.collector import Collector
+from velollm.messages import ChatAnswer, ChatRequest, Message, Tool
 
 __all__ = ["PICK", "WEATHER", "answer", "ask"]
 

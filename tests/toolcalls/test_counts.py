@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from support.backend import ScriptedBackend
 
+from velollm.collector import Collector
 from velollm.config import Settings, ToolCallSettings
-from velollm.messages import ChatRequest, Collector, Message, Tool
+from velollm.messages import ChatRequest, Message, Tool
 from velollm.observability import Metrics
 from velollm.stack import build
 from velollm.toolcalls.layer import ToolCallLayer

@@ -11,12 +11,12 @@ import orjson
 import pytest
 
 from velollm.backend import Backend
+from velollm.collector import Collector
 from velollm.errors import BackendRefused, BackendUnreachable, RequestError
 from velollm.messages import (
     ChatAnswer,
     ChatEvent,
     ChatRequest,
-    Collector,
     FinishReason,
     Message,
     RequestContext,

@@ -18,11 +18,11 @@ from pydantic import BaseModel, TypeAdapter
 
 from velollm.api.anthropic import Messages, render_error
 from velollm.api.openai import Minter
+from velollm.collector import Collector
 from velollm.errors import BackendProtocolError, Overloaded, RequestError, VeloError
 from velollm.messages import (
     ChatEvent,
     ChatRequest,
-    Collector,
     RequestContext,
     ResponseMeta,
     ToolCallDelta,

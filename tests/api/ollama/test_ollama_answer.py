@@ -13,11 +13,11 @@ from velollm.api.ollama import Chat, Embed, Generate, LegacyEmbeddings, render_e
 from velollm.api.ollama.answer import Clock, rfc3339
 from velollm.api.ollama.lines import LineDecoder, decode_answer
 from velollm.api.openai import Minter
+from velollm.collector import Collector
 from velollm.errors import BackendTimeout
 from velollm.messages import (
     ChatEvent,
     ChatRequest,
-    Collector,
     Embeddings,
     RequestContext,
     ResponseMeta,

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from velollm.api.openai import ChatCompletions
 from velollm.api.openai.upstream import StreamDecoder
 from velollm.api.sse import SSEDecoder
+from velollm.collector import Collector
 from velollm.errors import BackendRefused
-from velollm.messages import ChatEvent, Collector, RequestContext
+from velollm.messages import ChatEvent, RequestContext
 
 WIRES = ("openai.chat", "openai.completions")
 KINDS = {"openai.chat": "chat.completion.chunk", "openai.completions": "text_completion"}

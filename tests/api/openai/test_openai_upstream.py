@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from velollm.api.openai import ChatCompletions, Completions
 from velollm.api.openai.upstream import StreamDecoder, decode_answer, encode_chat, request_body, wire_of
+from velollm.collector import Collector
 from velollm.errors import BackendProtocolError, BackendRefused, ContextLengthExceeded
 from velollm.messages import (
     ChatEvent,
     ChatRequest,
-    Collector,
     ImagePart,
     Message,
     RequestContext,

@@ -18,11 +18,11 @@ from pydantic import BaseModel, TypeAdapter
 
 from velollm.api.openai import Minter
 from velollm.api.responses import Responses
+from velollm.collector import Collector
 from velollm.errors import BackendProtocolError, RequestError, VeloError
 from velollm.messages import (
     ChatEvent,
     ChatRequest,
-    Collector,
     RequestContext,
     ResponseMeta,
     ToolCallDelta,

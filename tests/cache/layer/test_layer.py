@@ -16,12 +16,12 @@ from support.cache import Clock
 from velollm.backend import Backend
 from velollm.cache import ResponseCache
 from velollm.cache.layer import CacheLayer
+from velollm.collector import Collector
 from velollm.errors import BackendTimeout, Overloaded, RequestError
 from velollm.messages import (
     ChatAnswer,
     ChatEvent,
     ChatRequest,
-    Collector,
     Message,
     ModelInfo,
     RequestContext,

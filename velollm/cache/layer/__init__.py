@@ -28,8 +28,9 @@ from velollm.cache.layer.models import Models
 from velollm.cache.request import Request
 from velollm.cache.response_cache import Mode, ResponseCache
 from velollm.cache.results import Found
+from velollm.collector import Collector
 from velollm.control_headers import CACHE_TTL
-from velollm.messages import ChatAnswer, ChatEvent, ChatRequest, Collector, RequestContext
+from velollm.messages import ChatAnswer, ChatEvent, ChatRequest, RequestContext
 
 __all__ = ["HEADER", "CacheLayer", "cache_of", "key_tag"]
 
