@@ -129,3 +129,24 @@ def test_collected_as_one_answer() -> None:
     answer = collector.answer()
     assert answer.complete
     assert answer.choices[0].text == "abc"
+
+
+@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize("ends", ["\n\n", "\r\n\r\n", "\r\r", "\r\n\n", "\n\r\n"])
+@pytest.mark.parametrize("prefix", ["data: ", "data:", "id:1\ndata: ", ":\ndata:"])
+def test_whatever_the_ends_of_lines_every_frame_is_sent_on_in_its_plainest_form(
+    wire: str, ends: str, prefix: str
+) -> None:
+    body = stream(wire, ["a", "b", "c"]).decode()
+    body = "".join(prefix + frame.removeprefix("data: ") + ends for frame in body.split("\n\n") if frame)
+    events = decode(wire, [body.encode()])
+    assert text_of(events) == "abc"
+    sent = b"".join(event.raw or b"" for event in events)
+    assert b"\r" not in sent
+    assert all(frame.startswith(b"data: {") and b"\n" not in frame for frame in sent.split(b"\n\n") if frame)
+
+
+@pytest.mark.parametrize("wire", WIRES)
+def test_nothing_is_said_behind_the_end(wire: str) -> None:
+    events = decode(wire, [stream(wire, ["a", "b"]) + chunk(wire, "c") + chunk(wire, "d")])
+    assert text_of(events) == "ab"

@@ -138,6 +138,7 @@ class StreamDecoder:
         """`[DONE]`, an error, or what is no chunk at all."""
         if data.strip() == b"[DONE]":
             self.done = True
+            self._pattern = None  # nothing behind it is looked at
             return ()
         try:
             value = orjson.loads(data)
@@ -229,7 +230,7 @@ class Pattern:
             return None
         if self._sent is not None:
             return text, b"%b%b%b" % (self._sent[0], middle, self._sent[1])
-        return text, raw if len(raw) == len(data) + 8 else b"data: %b\n\n" % data
+        return text, _canonical(data, raw)
 
 
 def _holds_text(data: bytes) -> bool:
