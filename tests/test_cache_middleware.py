@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -152,6 +153,19 @@ async def test_the_stack_counts() -> None:
     exposed = metrics.expose().decode()
     assert 'velollm_cache_requests_total{outcome="miss",tier="none"} 1.0' in exposed
     assert 'velollm_cache_requests_total{outcome="hit",tier="exact"} 1.0' in exposed
+    assert "velollm_cache_store_up 1.0" in exposed
+
+
+async def test_a_store_that_fails_is_seen_in_the_metrics_and_costs_nobody_an_answer(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    metrics = Metrics()
+    settings = Settings(cache=CacheSettings(store=f"sqlite:{tmp_path}/file/cache.db"))
+    async with client(VeloLLM(backend=build(ScriptedBackend(), settings, metrics))) as http:
+        response = await http.post("/v1/chat/completions", json=ASK["/v1/chat/completions"])
+    assert response.status_code == 200
+    exposed = metrics.expose().decode()
+    assert "velollm_cache_store_up 0.0" in exposed
+    assert "velollm_cache_store_failures_total 0.0" not in exposed
 
 
 async def test_switched_off_it_is_not_there() -> None:

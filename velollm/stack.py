@@ -42,14 +42,16 @@ def _keep_answers(backend: Backend, settings: Settings, metrics: Metrics | None)
     from velollm.cache.layer import CacheLayer
     from velollm.cache.layer.opening import open_cache
 
+    cache = open_cache(settings.cache, backend)
     observer = None
     if metrics is not None:
-        from velollm.observability.cache import CacheCounts
+        from velollm.observability.cache import CacheCounts, StoreState
 
+        StoreState(metrics.registry, cache)
         observer = CacheCounts(metrics.registry).add
     return CacheLayer(
         backend,
-        open_cache(settings.cache, backend),
+        cache,
         semantic={name: model.semantic_cache for name, model in settings.models.items() if model.semantic_cache},
         tenant_header=settings.cache.tenant_header,
         observer=observer,

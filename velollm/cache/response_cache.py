@@ -271,6 +271,16 @@ class ResponseCache:
         owner = None if tenant is None else tenant_digest(tenant)
         return self._store.purge(Selection(model=model, tag=tag, tenant=owner))
 
+    @property
+    def store_degraded(self) -> bool:
+        """Whether what the answers are kept in does not work now, so that they are kept in memory alone."""
+        return self._store.degraded
+
+    @property
+    def store_failures(self) -> int:
+        """How often it failed."""
+        return self._store.failures
+
     def stats(self) -> CacheStats:
         """The counters."""
         counts = dict(self._counts)

@@ -44,6 +44,17 @@ class Store(Protocol):
 
     may_block: bool
     persistent: bool
+
+    @property
+    def degraded(self) -> bool:
+        """Whether the medium cannot be used now, so that answers are kept in memory alone. No I/O."""
+        ...
+
+    @property
+    def failures(self) -> int:
+        """How often the medium failed. No I/O."""
+        ...
+
     on_forget: Callable[[bytes], None] | None
 
     def get(self, key: bytes) -> Entry | None: ...

@@ -37,6 +37,8 @@ class MemoryStore:
 
     may_block = False
     persistent = False
+    degraded = False
+    failures = 0
 
     def __init__(self, size: int, clock: Callable[[], float] = time.time) -> None:
         self.on_forget: Callable[[bytes], None] | None = None

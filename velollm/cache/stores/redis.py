@@ -89,6 +89,14 @@ class RedisStore:
         self._writer.start()
 
     @property
+    def degraded(self) -> bool:
+        return self._breaker.degraded
+
+    @property
+    def failures(self) -> int:
+        return self._breaker.failures
+
+    @property
     def on_forget(self) -> Callable[[bytes], None] | None:
         """Called for keys that are purged or found missing; an eviction from the front alone forgets nothing."""
         return self._on_forget

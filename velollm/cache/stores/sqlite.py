@@ -91,6 +91,14 @@ class SqliteStore:
         self._writer.start()
 
     @property
+    def degraded(self) -> bool:
+        return self._state.degraded
+
+    @property
+    def failures(self) -> int:
+        return self._state.failures
+
+    @property
     def on_forget(self) -> Callable[[bytes], None] | None:
         return self._on_forget
 
