@@ -28,8 +28,8 @@ from velollm.gpu.arrays import Array
 from velollm.gpu.attention import paged_attention
 from velollm.gpu.device import look
 from velollm.gpu.executor import CudaExecutor
-from velollm.gpu.kernels import Kernel
 from velollm.gpu.kv import copy_blocks, write_kv
+from velollm.gpu.recording import Recorder
 from velollm.gpu.rope import rotations
 
 RESULTS = Path(__file__).parent / "results" / "kernels.json"
@@ -42,47 +42,11 @@ GIB = 1024**3
 Call = Callable[[], Any]
 
 
-class Recorder:
-    """An executor that notes launches instead of making them, so that a graph can be captured of them."""
-
-    def __init__(self, on: CudaExecutor) -> None:
-        self._on = on
-        self.calls: list[tuple[Kernel, dict[str, Any]]] = []
-        self.kept: list[Array] = []  # what the launches write to must live as long as the graph
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._on, name)
-
-    def empty(self, shape: Sequence[int], scalar: str) -> Array:
-        self.kept.append(self._on.empty(shape, scalar))
-        return self.kept[-1]
-
-    def array(self, given: Any, scalar: str | None = None) -> Array:
-        self.kept.append(self._on.array(given, scalar))
-        return self.kept[-1]
-
-    def launch(self, kernel: Kernel, **how: Any) -> None:
-        self.calls.append((kernel, how))
-
-
 def timed(on: CudaExecutor, calls: Sequence[Callable[[Recorder], Any]]) -> float:
     """Seconds of one of `calls`, each of which has buffers of its own: the median over replays of all of them."""
     recorder = Recorder(on)
-    for call in calls:
-        call(recorder)
-    for kernel, how in recorder.calls:  # compiled and loaded before anything is captured
-        on.launch(kernel, **how)
-    on.stream.sync()
-    stream, builder = on.stream, on.stream.create_graph_builder()
-    builder.begin_building()
-    on.stream = builder
-    try:
-        for kernel, how in recorder.calls:
-            on.launch(kernel, **how)
-    finally:
-        on.stream = stream
-    graph = builder.end_building().complete()
-    return median(on, lambda: graph.launch(stream)) / len(calls)
+    kept = [call(recorder) for call in calls]  # what they give stays apart, as what they read does
+    return median(on, on.capture(recorder.work)) / len(kept)
 
 
 def median(on: CudaExecutor, call: Call) -> float:

@@ -13,16 +13,20 @@ import shutil
 import subprocess
 import tempfile
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from emulator.cublas_lt import FakeCublasLt
 
-from velollm.gpu.arrays import Array, rounded, scalar_of, storage, widened
+from velollm.gpu.arrays import Array, scalar_of, storage
+from velollm.gpu.executor import Executor, Work, same_size
 from velollm.gpu.kernels import Kernel
+from velollm.gpu.matmul import Products, product_shape
 from velollm.gpu.source import read_source
 
 __all__ = ["EmulationError", "Emulator", "build", "compiler"]
@@ -145,6 +149,8 @@ class Emulator:
         self.launched: list[str] = []
         self._sanitizer = os.environ.get("EMULATOR_SANITIZER", "") if sanitizer is None else sanitizer
         self._changes = changes
+        self._late: list[Callable[[], None]] | None = None
+        self._products: Products | None = None
         self._alive: weakref.WeakSet[_Memory] = weakref.WeakSet()
 
     def array(self, given: Any, scalar: str | None = None) -> Array:
@@ -153,7 +159,7 @@ class Emulator:
             return given
         source = np.ascontiguousarray(given)
         made = self.empty(np.shape(given), scalar or scalar_of(source.dtype))
-        self.view(made)[...] = source.view(storage(made.scalar))
+        made.view()[...] = source.view(storage(made.scalar))
         return made
 
     def empty(self, shape: Sequence[int], scalar: str) -> Array:
@@ -169,14 +175,10 @@ class Emulator:
         """See `velollm.gpu.executor.Executor.pinned`."""
         return self.empty(shape, scalar)
 
-    def view(self, array: Array) -> npt.NDArray[Any]:
-        """The array's own memory, to look at or to write to."""
-        raw = (ctypes.c_uint8 * array.nbytes).from_address(array.pointer)
-        return np.frombuffer(raw, np.uint8).view(storage(array.scalar)).reshape(array.shape)
-
     def host(self, array: Array) -> npt.NDArray[Any]:
         """See `velollm.gpu.executor.Executor.host`."""
-        return self.view(array).copy()
+        self.finish()
+        return array.view().copy()
 
     def launch(
         self, kernel: Kernel, *, grid: tuple[int, int, int], block: int, arguments: Sequence[Any], shared: int = 0
@@ -184,6 +186,14 @@ class Emulator:
         """See `velollm.gpu.executor.Executor.launch`. Raises `EmulationError`."""
         if 0 in grid:
             return
+        if self._late is not None:
+            self._late.append(lambda: self._run(kernel, grid, block, arguments, shared))
+        else:
+            self._run(kernel, grid, block, arguments, shared)
+
+    def _run(
+        self, kernel: Kernel, grid: tuple[int, int, int], block: int, arguments: Sequence[Any], shared: int
+    ) -> None:
         assert kernel.minimum <= self.capability, f"{kernel.name} on sm_{self.capability}"
         assert block <= 1024
         assert shared <= 99 * 1024, "more shared memory than an sm_86 has"
@@ -202,10 +212,54 @@ class Emulator:
         for memory in self._alive:
             memory.check(kernel.name)
 
-    def multiply(self, x: Array, weight: Array) -> Array:
-        """See `velollm.gpu.executor.Executor.multiply`; in NumPy."""
-        product = widened(self.view(x), x.scalar) @ widened(self.view(weight), weight.scalar).T
-        return self.array(rounded(product, x.scalar), x.scalar)
+    def multiply(self, x: Array, weight: Array, *, bias: Array | None = None, out: Array | None = None) -> Array:
+        """See `velollm.gpu.executor.Executor.multiply`: the library's calls are made, and NumPy stands for it."""
+        if self._products is None:
+            self._products = Products(self.empty, FakeCublasLt())
+        out = self.empty(product_shape(x, weight), x.scalar) if out is None else out
+        self._products.multiply(x, weight, out, bias, stream=0)
+        return out
+
+    def copy(self, source: Array, target: Array) -> None:
+        """See `velollm.gpu.executor.Executor.copy`."""
+        same_size(source, target)
+        target.view()[...] = source.view()
+
+    def capture(self, work: Sequence[Work]) -> Callable[[], None]:
+        """See `velollm.gpu.executor.Executor.capture`; what is captured may not allocate."""
+        noted = tuple(work)
+        for one in noted:
+            one(self)
+
+        def replay() -> None:
+            before = len(self._alive)
+            for one in noted:
+                one(self)
+            assert len(self._alive) == before, "captured work allocated memory"
+
+        return replay
+
+    def beside(self) -> Emulator:
+        """See `velollm.gpu.executor.Executor.beside`: what is launched there runs as late as it may."""
+        other = copy(self)
+        other._late, other._products = [], None
+        return other
+
+    def wait_for(self, other: Executor) -> None:
+        """See `velollm.gpu.executor.Executor.wait_for`."""
+        assert isinstance(other, Emulator)
+        other.finish()
+
+    def finish(self) -> None:
+        """Run what was put off."""
+        late, self._late = self._late, None
+        for run in late or ():
+            run()
+        self._late = None if late is None else []
+
+    def free_memory(self) -> int:
+        """See `velollm.gpu.executor.Executor.free_memory`."""
+        return 8 << 30
 
 
 class _Memory:

@@ -124,7 +124,7 @@ def test_greedy_tokens_are_those_of_the_reference(tiny: Path, mode: str) -> None
 def test_blocks_are_copied_carried_away_and_brought_back(tiny: Path) -> None:
     on = Emulator()
     runner = CudaRunner(tiny, 8, scalar="fp32", on=on)
-    pages = on.view(runner._pages)
+    pages = runner._pages.view()
     pages[...] = np.random.default_rng(0).standard_normal(pages.shape)
     before = pages.copy()
     runner.apply([Copy(1, 5, 3), Export(7, 0, (5, 2), 20)])

@@ -118,7 +118,7 @@ def test_swapped_out_and_in_again(on: Emulator) -> None:
     cache = random.standard_normal((2, 6, 1, 16, 64)).astype(np.float16)
     array, kept = on.array(cache), on.empty((2, 2, 1, 16, 64), "fp16")
     copy_blocks(array, kept, np.array([[4, 0], [1, 1]], np.int32), on=on)
-    on.view(array)[:, [4, 1]] = np.nan
+    array.view()[:, [4, 1]] = np.nan
     copy_blocks(kept, array, np.array([[0, 2], [1, 5]], np.int32), on=on)
     assert np.array_equal(on.host(array)[:, [2, 5]], cache[:, [4, 1]])
     copy_blocks(array, kept, np.empty((0, 2), np.int32), on=on)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from velollm.gpu.kernels import Kernel, catalogue
     from velollm.gpu.kv import copy_blocks, write_kv
     from velollm.gpu.layers import embed, gelu_mul, rms_norm, silu_mul
+    from velollm.gpu.recording import Recorder
     from velollm.gpu.rope import RopeScaling, llama3_divisors, rotations
     from velollm.gpu.sampling import argmax, sample, verify_greedy
 
@@ -34,6 +35,7 @@ __all__ = [
     "GpuUnavailable",
     "Kernel",
     "KernelCompileError",
+    "Recorder",
     "Resources",
     "RopeScaling",
     "argmax",
@@ -61,6 +63,7 @@ HOME = {
     "GpuUnavailable": "errors",
     "Kernel": "kernels",
     "KernelCompileError": "errors",
+    "Recorder": "recording",
     "Resources": "compiler",
     "RopeScaling": "rope",
     "argmax": "sampling",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from math import prod
 from typing import Any
 
@@ -70,7 +71,8 @@ class Array:
     """A contiguous array at `pointer`, the last dimension innermost, of numbers of type `scalar`.
 
     `owner` keeps the memory alive. Where that lies on a GPU (`on_gpu`), every library that knows
-    `__cuda_array_interface__` can read it; bfloat16 and 8-bit floats are shown to them as the integers of their bits.
+    `__cuda_array_interface__` can read it, after what was launched on `stream` (its address); bfloat16 and 8-bit floats
+    are shown to them as the integers of their bits.
     """
 
     pointer: int
@@ -78,6 +80,7 @@ class Array:
     scalar: str
     owner: Any = attrs.field(repr=False, default=None)
     on_gpu: bool = False
+    stream: int | None = None
 
     @property
     def size(self) -> int:
@@ -96,6 +99,13 @@ class Array:
         if prod(shape) != self.size:
             raise ValueError(f"{self.shape} cannot be seen as {shape}")
         return attrs.evolve(self, shape=shape)
+
+    def view(self) -> npt.NDArray[Any]:
+        """The numbers where they lie, to be read and written; raises `TypeError` where that is a GPU."""
+        if self.on_gpu:
+            raise TypeError("this array lies on a GPU: the executor's host() gives a copy")
+        raw = (ctypes.c_uint8 * self.nbytes).from_address(self.pointer)
+        return np.frombuffer(raw, storage(self.scalar)).reshape(self.shape)
 
     def __getitem__(self, place: int | slice) -> Array:
         """A part along the first dimension."""
@@ -119,4 +129,5 @@ class Array:
             "data": (self.pointer, False),
             "strides": None,
             "version": 3,
+            "stream": self.stream,
         }

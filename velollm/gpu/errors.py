@@ -7,6 +7,7 @@ from velollm.errors import ConfigError
 __all__ = ["GpuUnavailable", "KernelCompileError"]
 
 EXTRA = 'pip install "velollm[cuda]"'
+PRODUCTS = 'pip install "velollm[cuda,cublas]"'
 
 
 class GpuUnavailable(ConfigError):
@@ -23,6 +24,11 @@ class GpuUnavailable(ConfigError):
     def missing_compiler(cls, error: Exception) -> GpuUnavailable:
         """cuda-python is there, but not the library that compiles."""
         return cls(f"cuda-python is installed, but its compiler NVRTC cannot be loaded ({error}): {EXTRA}")
+
+    @classmethod
+    def missing_products(cls, error: Exception) -> GpuUnavailable:
+        """cuda-python is there, but not the library of matrix products."""
+        return cls(f"matrix products need cuBLAS: {PRODUCTS} ({error})")
 
 
 class KernelCompileError(ConfigError):

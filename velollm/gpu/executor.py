@@ -5,7 +5,8 @@ A call lays out its arrays, picks an instance from the catalogue and launches it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from copy import copy
 from functools import cache
 from pathlib import Path
@@ -19,12 +20,17 @@ from velollm.gpu.arrays import Array, scalar_of, storage
 from velollm.gpu.compiler import Compiler, default_cache
 from velollm.gpu.device import open_device
 from velollm.gpu.kernels import Kernel
+from velollm.gpu.matmul import Products, product_shape
 
-__all__ = ["Argument", "CudaExecutor", "Executor", "Grid", "default_executor", "in_place", "returned"]
+__all__ = ["Argument", "CudaExecutor", "Executor", "Grid", "Work", "default_executor", "in_place", "returned"]
 
 Grid: TypeAlias = tuple[int, int, int]
 Argument: TypeAlias = Array | int | float | np.generic | None  # int is passed as int32, float as fp32, None as null
+Work: TypeAlias = "Callable[[Executor], object]"  # launches on the executor that it is given
 SHARED_WITHOUT_ASKING = 48 * 1024
+DLPACK_CPU = 1
+CHUNK = 16  # bytes: what kernels read and write of numbers at once
+NUMBERS = frozenset({"fp32", "fp16", "bf16", "fp8", "int8"})
 
 
 class Executor(Protocol):
@@ -60,21 +66,51 @@ class Executor(Protocol):
         """Start `kernel`; `shared` is its dynamic shared memory in bytes."""
         ...
 
-    def multiply(self, x: Array, weight: Array) -> Array:
-        """x [rows, inner] times the transpose of weight [columns, inner], accumulated in fp32."""
+    def multiply(self, x: Array, weight: Array, *, bias: Array | None = None, out: Array | None = None) -> Array:
+        """x [rows, inner] times the transpose of weight [columns, inner], accumulated in fp32, plus `bias` [columns].
+
+        What comes out is written to `out` where that is given. Raises `ValueError` for what cannot be multiplied.
+        """
+        ...
+
+    def copy(self, source: Array, target: Array) -> None:
+        """Copy the numbers of `source`, pinned memory, over those of `target`, in order with what is launched."""
+        ...
+
+    def capture(self, work: Sequence[Work]) -> Callable[[], None]:
+        """Do `work`, and keep it: what is returned does it again, with whatever its arrays hold then.
+
+        It allocates nothing, and its arrays live for as long as it does.
+        """
+        ...
+
+    def beside(self) -> Executor:
+        """The same GPU with a stream of its own, to copy blocks while this one computes; see `wait_for`."""
+        ...
+
+    def wait_for(self, other: Executor) -> None:
+        """What is launched here from now on runs after what has been launched on `other`."""
+        ...
+
+    def free_memory(self) -> int:
+        """Bytes that can still be allocated."""
         ...
 
 
 class CudaExecutor:
-    """The GPU number `index`, with one stream. Raises `GpuUnavailable`."""
+    """The GPU number `index`, with one stream; any thread may use it, one at a time. Raises `GpuUnavailable`."""
 
     def __init__(self, index: int = 0, *, kernels: Path | None = None) -> None:
         self.device = open_device(index)
+        self._index = index
+        self._threads = threading.local()  # a CUDA context is current for one thread
+        self._threads.entered = True
         self.stream = self.device.create_stream()
         self.capability = self.device.compute_capability[0] * 10 + self.device.compute_capability[1]
         self.processors = self.device.properties.multiprocessor_count
         self._compiler = Compiler(kernels or default_cache())
         self._loaded: dict[tuple[str, int], Any] = {}
+        self._products: Products | None = None
 
     def array(self, given: Any, scalar: str | None = None) -> Array:
         """See `Executor.array`."""
@@ -85,52 +121,72 @@ class CudaExecutor:
             target = self.empty(given.shape, scalar)
             self._upload(target, np.ascontiguousarray(given))
             return target
+        if _on_host(given):
+            return self.array(np.from_dlpack(given), scalar)
+        return self._seen(given, scalar)
+
+    def _seen(self, given: Any, scalar: str | None) -> Array:
+        """An array of another library, which waits for whoever writes to it."""
         from cuda.core.utils import StridedMemoryView
 
+        self._enter()
         try:
             view = StridedMemoryView.from_any_interface(given, stream_ptr=int(self.stream.handle))
         except BufferError as error:
             raise TypeError(f"{type(given).__name__} is no array that a kernel can read: {error}") from error
-        if not view.is_device_accessible:
-            return self.array(np.from_dlpack(given), scalar)
         if view.strides is not None and not _contiguous(view.shape, view.strides):
             raise ValueError(f"an array of shape {view.shape} has gaps: make it contiguous")
+        if view.device_id != self.device.device_id:
+            raise ValueError(f"an array on GPU {view.device_id}, where kernels run on GPU {self.device.device_id}")
+        scalar = scalar or scalar_of(view.dtype)
+        if scalar in NUMBERS and view.ptr % CHUNK:
+            raise ValueError(f"an array at {view.ptr:#x}: kernels read {CHUNK} bytes at once, from multiples of that")
         return Array(
             pointer=view.ptr,
             shape=tuple(view.shape),
-            scalar=scalar or scalar_of(view.dtype),
+            scalar=scalar,
             owner=view,
             on_gpu=True,
+            stream=int(self.stream.handle),
         )
 
     def empty(self, shape: Sequence[int], scalar: str) -> Array:
         """See `Executor.empty`."""
+        self._enter()
         array = Array(pointer=0, shape=tuple(shape), scalar=scalar)
         buffer = self.device.allocate(max(array.nbytes, 1), stream=self.stream)
-        return attrs.evolve(array, pointer=int(buffer.handle), owner=buffer, on_gpu=True)
+        return attrs.evolve(
+            array, pointer=int(buffer.handle), owner=buffer, on_gpu=True, stream=int(self.stream.handle)
+        )
 
     def pinned(self, shape: Sequence[int], scalar: str) -> Array:
         """See `Executor.pinned`."""
         from cuda.core import LegacyPinnedMemoryResource
 
+        self._enter()
         array = Array(pointer=0, shape=tuple(shape), scalar=scalar)
         buffer = LegacyPinnedMemoryResource().allocate(max(array.nbytes, 1))
         return attrs.evolve(array, pointer=int(buffer.handle), owner=buffer)
 
     def beside(self) -> CudaExecutor:
-        """The same GPU with a stream of its own, to copy blocks while this one computes; see `wait_for`."""
+        """See `Executor.beside`."""
+        self._enter()
         other = copy(self)
         other.stream = self.device.create_stream()
+        other._products = None  # a workspace serves one stream
         return other
 
-    def wait_for(self, other: CudaExecutor) -> None:
-        """What is launched here from now on runs after what has been launched on `other`."""
+    def wait_for(self, other: Executor) -> None:
+        """See `Executor.wait_for`."""
+        assert isinstance(other, CudaExecutor)
+        self._enter()
         self.stream.wait(other.stream)
 
     def host(self, array: Array) -> npt.NDArray[Any]:
         """See `Executor.host`."""
         from cuda.bindings import driver
 
+        self._enter()
         target = np.empty(array.shape, storage(array.scalar))
         if array.nbytes:
             _check(driver.cuMemcpyDtoHAsync(target.ctypes.data, array.pointer, array.nbytes, int(self.stream.handle)))
@@ -143,14 +199,60 @@ class CudaExecutor:
 
         if 0 in grid:
             return
+        self._enter()
         config = LaunchConfig(grid=grid, block=block, shmem_size=shared)
         launch(self.stream, config, self._load(kernel, shared), *map(_passed, arguments))
 
-    def multiply(self, x: Array, weight: Array) -> Array:
-        """See `Executor.multiply`."""
-        from velollm.gpu.matmul import multiply
+    def multiply(self, x: Array, weight: Array, *, bias: Array | None = None, out: Array | None = None) -> Array:
+        """See `Executor.multiply`. Raises `GpuUnavailable` where cuBLASLt is not installed."""
+        self._enter()
+        if self._products is None:
+            self._products = Products(self.empty)
+        out = self.empty(product_shape(x, weight), x.scalar) if out is None else out
+        self._products.multiply(x, weight, out, bias, int(self.stream.handle))
+        return out
 
-        return multiply(self, x, weight)
+    def copy(self, source: Array, target: Array) -> None:
+        """See `Executor.copy`."""
+        from cuda.bindings import driver
+
+        same_size(source, target)
+        self._enter()
+        if target.nbytes:
+            _check(driver.cuMemcpyHtoDAsync(target.pointer, source.pointer, target.nbytes, int(self.stream.handle)))
+
+    def capture(self, work: Sequence[Work]) -> Callable[[], None]:
+        """See `Executor.capture`: a CUDA graph."""
+        for one in work:  # whatever is compiled, loaded, planned or allocated once is so before anything is captured
+            one(self)
+        builder, stream = self.stream.create_graph_builder(), self.stream
+        self.stream = builder.stream
+        try:
+            builder.begin_building()
+            for one in work:
+                one(self)
+            graph = builder.end_building().complete()
+        finally:
+            self.stream = stream
+            builder.close()
+        return _Replay(self, graph, tuple(work))
+
+    def free_memory(self) -> int:
+        """See `Executor.free_memory`."""
+        from cuda.bindings import driver
+
+        self._enter()
+        answer = driver.cuMemGetInfo()
+        _check(answer)
+        return int(answer[1])
+
+    def _enter(self) -> None:
+        """Make the GPU current for this thread."""
+        if not getattr(self._threads, "entered", False):
+            from cuda.core import Device
+
+            Device(self._index).set_current()
+            self._threads.entered = True
 
     def _load(self, kernel: Kernel, shared: int) -> Any:
         """The kernel on the device, allowed as much shared memory as it needs."""
@@ -170,9 +272,23 @@ class CudaExecutor:
     def _upload(self, target: Array, source: npt.NDArray[Any]) -> None:
         from cuda.bindings import driver
 
+        self._enter()
         if target.nbytes:
             _check(driver.cuMemcpyHtoDAsync(target.pointer, source.ctypes.data, target.nbytes, int(self.stream.handle)))
             self.stream.sync()  # the source may go away
+
+
+@attrs.frozen
+class _Replay:
+    """A graph, with the work that it repeats, for that holds the arrays which the graph only points to."""
+
+    on: CudaExecutor
+    graph: Any
+    work: tuple[Work, ...]
+
+    def __call__(self) -> None:
+        self.on._enter()
+        self.graph.launch(self.on.stream)
 
 
 @cache
@@ -204,6 +320,18 @@ def _passed(argument: Argument) -> Any:
     if isinstance(argument, np.generic):
         return argument
     return np.int32(argument) if isinstance(argument, int) else np.float32(argument)
+
+
+def same_size(source: Array, target: Array) -> None:
+    """Raises `ValueError` where one cannot be copied over the other."""
+    if source.shape != target.shape or source.scalar != target.scalar:
+        raise ValueError(f"{source.scalar} {source.shape} cannot be copied to {target.scalar} {target.shape}")
+
+
+def _on_host(given: Any) -> bool:
+    """Whether it says that it lies in memory of the host; such an array knows no streams."""
+    place = getattr(given, "__dlpack_device__", None)
+    return place is not None and int(place()[0]) == DLPACK_CPU
 
 
 def _contiguous(shape: Sequence[int], strides: Sequence[int]) -> bool:
