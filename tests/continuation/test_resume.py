@@ -111,6 +111,22 @@ async def test_a_stop_string_across_the_cut_ends_the_run() -> None:
     assert events == [ChatEvent(finish_reason="stop", stop_sequence="w2 w3")]
 
 
+async def test_what_a_stop_string_across_the_cut_ended_is_counted_where_the_backend_can_count() -> None:
+    class Counting(Counter):
+        async def count_tokens(self, request: ChatRequest) -> int:
+            return 3
+
+        async def tokenize(self, model: str, text: str, *, add_special: bool = False) -> list[int]:
+            return list(range(len(text.split())))
+
+    stream = following(3)
+    stream.request = stream.request.replace(stop=["w2 w3"])
+    stream.cut()
+    events = await rest(Counting(), stream)
+    assert [event.finish_reason for event in events] == ["stop", None]
+    assert events[1].usage == Usage(prompt_tokens=3, completion_tokens=4)  # the stop string has been generated
+
+
 async def test_a_proof_is_an_answer_that_comes_out_the_same() -> None:
     assert await prove(Counter(), "")
     assert not await prove(Counter(shift=1), "")

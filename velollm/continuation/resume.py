@@ -7,6 +7,7 @@ async for event in go_on(backend, continuation): ... # the rest, as the client i
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TYPE_CHECKING
@@ -15,13 +16,15 @@ import attrs
 
 from velollm.continuation.retrace import Retrace
 from velollm.continuation.stream import Continuation
-from velollm.errors import UnsupportedError
-from velollm.messages import ChatEvent, ChatRequest
+from velollm.errors import UnsupportedError, VeloError
+from velollm.messages import ChatEvent, ChatRequest, Usage
 
 if TYPE_CHECKING:
     from velollm.backend import Backend
 
 __all__ = ["go_on", "repeat"]
+
+logger = logging.getLogger("velollm.continuation")
 
 
 async def go_on(
@@ -53,7 +56,30 @@ async def go_on(
             if seen is not None:
                 yield seen
                 if seen.finish_reason is not None and event.finish_reason is None:
-                    return  # a stop string across the seam
+                    break  # a stop string across the seam, of which the backend does not know
+        else:
+            return
+    assert seen is not None
+    usage = await _counted(backend, asked, said.text, seen)
+    if usage is not None:
+        counted = continuation.observe(ChatEvent(usage=usage))
+        if counted is not None:
+            yield counted
+
+
+async def _counted(backend: Backend, request: ChatRequest, before: str, end: ChatEvent) -> Usage | None:
+    """The usage of an answer that `end` ended with a stop string, begun in `before`, as the backend counts tokens; None
+    where it cannot."""
+    text = before + end.text
+    stop = end.stop_sequence or ""
+    begun = next((size for size in range(len(stop) - 1, 0, -1) if text.endswith(stop[:size])), 0)
+    try:
+        prompt = await backend.count_tokens(request)
+        tokens = await backend.tokenize(request.model, text + stop[begun:])
+    except VeloError as error:
+        logger.info("%s cannot say what an answer has cost: %s", backend.name, error.message)
+        return None
+    return Usage(prompt_tokens=prompt, completion_tokens=len(tokens))
 
 
 async def _resumed(

@@ -223,3 +223,26 @@ async def test_few_events_that_are_large_are_let_go_as_well(log: Log, monkeypatc
             most = max(most, sum(len(event.text) for event in flight._events))
     assert log.closed == 1
     assert most <= 6 * 20_000
+
+
+async def test_who_does_not_read_is_given_up_and_the_others_are_served(
+    begin: Callable[[Upstream], Flight], log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "KEPT", 4000)
+    monkeypatch.setattr(module, "LAG", 60_000)  # bytes: about three hundred events
+    flight = begin(Upstream(1000))
+    async with aclosing(flight.read()) as stalled, aclosing(flight.read()) as slow, aclosing(flight.read()) as keen:
+        first = await asyncio.gather(anext(stalled), anext(slow), anext(keen))
+        assert [event.text for event in first] == ["0"] * 3
+        had = 1
+        for number in range(1, 1000):
+            assert (await anext(keen)).text == str(number)
+            if number - had > 100:  # behind, but never too far
+                assert (await anext(slow)).text == str(had)
+                had += 1
+            assert flight._bytes <= 61_000
+        assert [event.text async for event in slow] == [str(number) for number in range(had, 1000)]
+        assert [event async for event in keen] == []
+        with pytest.raises(BackendError, match="too slowly"):
+            await anext(stalled)
+    assert log.ended == 1

@@ -4,7 +4,8 @@
 
 The pump belongs to nobody: when the request that began it leaves, the others still get theirs. It is cancelled when the
 last reader has left. It runs ahead of the fastest reader by a bounded number of events and bytes, so that a client
-which does not read holds the engine back as it would without us.
+which does not read holds the engine back as it would without us. One that does not read while others do must not have a
+whole answer kept for it: too far behind them, it is given up.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ AHEAD = 64
 AHEAD_BYTES = 1 << 20  # texts that came at once are one event: it may be large
 # Bytes of events that are kept for requests that join late. Past them nobody joins any more.
 KEPT = 8 << 20
+# Bytes of events that are kept for readers that are behind the others: more than any answer that somebody reads.
+LAG = 16 << 20
 _EVENT_COST = 200
 _TRIM_EVERY = 256
 
@@ -63,7 +66,9 @@ class Flight:
             if self._pump is None:
                 self._pump = asyncio.get_running_loop().create_task(self._run())
             while True:
-                place = self._places[number]
+                place = self._places.get(number)
+                if place is None:
+                    raise BackendError("the answer was read too slowly: others who asked the same are far ahead")
                 if place < self._first + len(self._events):
                     self._places[number] = place + 1
                     if place >= self._fastest:
@@ -83,7 +88,7 @@ class Flight:
             await self._leave(number)
 
     async def _leave(self, number: int) -> None:
-        del self._places[number]
+        self._places.pop(number, None)
         self._fastest = max(self._places.values(), default=0)
         if self._places or self._pump is None or self._done:
             return
@@ -135,7 +140,16 @@ class Flight:
         return sum(_size(event) for event in self._events[-ahead:]) > AHEAD_BYTES
 
     def _trim(self) -> None:
-        """Let go of what all readers have had."""
+        """Let go of what all readers have had, and of readers that are too far behind the others."""
+        self._forget()
+        while self._bytes > LAG:
+            slowest = min(self._places, key=self._places.__getitem__)
+            if self._places[slowest] == self._fastest:
+                return
+            del self._places[slowest]
+            self._forget()
+
+    def _forget(self) -> None:
         had = min(self._places.values(), default=self._first) - self._first
         self._bytes -= sum(_size(event) for event in self._events[:had])
         del self._events[:had]
