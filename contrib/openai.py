@@ -125,7 +125,9 @@ class OpenAIBackend(Backend):
         return [_model(item) for item in items if isinstance(item, dict) and isinstance(item.get("id"), str)]
 
     async def embed(self, request: EmbedRequest) -> Embeddings:
-        """One vector an input."""
+        """One vector an input. Without any (which Ollama's API allows, and OpenAI's does not) nothing is asked."""
+        if not request.inputs:
+            return Embeddings(vectors=[], model=request.model)
         response = await self._post(self.prefix + "/embeddings", dump(encode_embed(request)), request)
         async with response:
             return decode_embeddings(await response.read(), len(request.inputs), self.name)

@@ -183,6 +183,11 @@ async def test_embeddings(backend: OpenAIBackend, engine: Engine) -> None:
     assert (result.vectors, result.prompt_tokens) == ([[0.0], [1.0]], 3)
 
 
+async def test_no_input_has_no_vector_and_asks_nothing(backend: OpenAIBackend, engine: Engine) -> None:
+    assert (await backend.embed(EmbedRequest(model="e", inputs=[]))).vectors == []
+    assert not engine.seen
+
+
 async def test_tokens(backend: OpenAIBackend, engine: Engine) -> None:
     assert await backend.tokenize("m", "text") == [1, 2, 3]
     assert engine.seen[-1].url == "http://engine:8000/tokenize"
