@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 from emulator.executor import Emulator, compiler
+from support.draws import drawn, kept
 from tiny_gguf import write_tiny_gguf
 
 from velollm.engine import BlockManager, CudaRunner, EngineCore, JobSpec, NumpyRunner, SamplingParams, Sequence
 from velollm.engine.events import Copy, Discard, Export, Import
 from velollm.engine.runner import Runner
 from velollm.engine.safetensors import PARTS, WHOLE
+from velollm.engine.sampling import Draw
 from velollm.engine.scheduler import Chunk
 from velollm.engine.weights import read_weights
 from velollm.errors import ConfigError
@@ -38,15 +40,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_gguf(tmp_path_factory.mktemp("wide") / "wide.gguf", metadata=metadata())
 
 
-def chunks(runs: list[tuple[int, int]], seed: int = 0) -> Iterator[Chunk]:
+def chunks(runs: list[tuple[int, int]], seed: int = 0, blocks: int = 32) -> Iterator[Chunk]:
     """Sequences of random tokens in blocks of their own: (computed already, to be computed now)."""
-    blocks = BlockManager(32)
+    manager = BlockManager(blocks)
     random = np.random.default_rng(seed)
     for number, (start, count) in enumerate(runs):
         sequence = Sequence(number, random.integers(0, 500, start + count).tolist())
-        sequence.table = blocks.open()
+        sequence.table = manager.open()
         assert sequence.table is not None
-        assert blocks.grow(sequence.table, 0, start + count)
+        assert manager.grow(sequence.table, 0, start + count)
         yield Chunk(sequence, start, count)
 
 
@@ -122,16 +124,101 @@ def test_greedy_tokens_are_those_of_the_reference(tiny: Path, mode: str) -> None
 
 
 def test_blocks_are_copied_carried_away_and_brought_back(tiny: Path) -> None:
+    """What is swapped moves as late as it may: whoever uses the blocks must have waited for it."""
     on = Emulator()
     runner = CudaRunner(tiny, 8, scalar="fp32", on=on)
     pages = runner._pages.view()
     pages[...] = np.random.default_rng(0).standard_normal(pages.shape)
     before = pages.copy()
     runner.apply([Copy(1, 5, 3), Export(7, 0, (5, 2), 20)])
+    (chunk,) = chunks([(0, 3)])
+    assert chunk.table == [0]
+    runner.execute([chunk])
+    assert np.array_equal(pages[:, [5, 2]], before[:, [1, 2]])
+    assert np.isnan(runner._moves._kept[7].view()).all(), "a step that uses other blocks does not wait"
+    runner.execute([chunk])
+    assert np.array_equal(runner._moves._kept[7].view(), before[:, [1, 2]]), "but the one after it does"
     pages[:, [5, 2]] = np.nan
     runner.apply([Import(7, 0, (0, 6)), Export(8, 0, (3,), 16), Discard(8)])
-    assert np.array_equal(pages[:, [0, 6]], before[:, [1, 2]])
-    assert runner._kept == {}
+    assert len(runner._moves._leaving) == 2
+    runner.execute([chunk])
+    assert np.array_equal(pages[:, 6], before[:, 2]), "it uses block 0, which was on its way"
+    assert runner._moves._leaving == []
+    assert runner._moves._kept == {}
+    runner.apply([Export(9, 0, (6,), 16), Copy(4, 6, 16)])
+    assert np.array_equal(runner._moves._kept[9].view()[:, 0], before[:, 2]), "a copy waits as well"
+    runner.close()
+
+
+def test_steps_that_decode_are_captured_once_for_each_size(tiny: Path) -> None:
+    """One to five sequences, in rows for 1, 2, 4 and 8: tokens and cache as without graphs, nothing beside them."""
+    found = []
+    for graph_rows in (0, 8):
+        on = Emulator(seed=graph_rows)
+        runner = CudaRunner(tiny, 48, scalar="fp16", graph_rows=graph_rows, on=on)
+        runner._pages.view()[...] = 7
+        wanted = list(chunks([(start, 1) for start in (17, 31, 5, 40, 100)], blocks=48))
+        runner.execute([Chunk(chunk.sequence, 0, chunk.start) for chunk in wanted])
+        logits, launched = [], []
+        for count in (5, 3, 1, 2, 5, 3, 4, 1):
+            on.launched.clear()
+            logits.append(runner.execute(wanted[:count]).copy())
+            launched.append(tuple(on.launched))
+        found.append((logits, runner._pages.view().copy()))
+        assert runner.graphs.replays == (4 if graph_rows else 0), "the second of each size of 8, 4, 1 and 4 rows"
+        if graph_rows:
+            assert launched[4] == launched[0], "what was captured, and no more"
+    for plain, replayed in zip(found[0][0], found[1][0], strict=True):
+        assert plain.shape == replayed.shape
+        assert np.abs(plain - replayed).max() < 2e-2 * np.abs(plain).max(), "contexts are split otherwise"
+    assert np.array_equal(found[0][1] == 7, found[1][1] == 7), "rows without a sequence write nothing"
+
+
+def test_what_decodes_beside_prompts_or_in_crowds_is_not_captured(tiny: Path) -> None:
+    runner = CudaRunner(tiny, 48, scalar="fp16", graph_rows=2, on=Emulator())
+    first, second, third = chunks([(0, 1), (0, 1), (0, 1)])
+    longer = Chunk(first.sequence, 0, 1)
+    longer.sequence.tokens.append(3)
+    longer = Chunk(longer.sequence, 0, 1)
+    assert not longer.sample
+    assert [runner.graphs.take(some) for some in ([second], [second, third], [first, second, third], [longer])] == [
+        True, True, False, False,
+    ]  # fmt: skip
+
+
+def test_a_driver_that_captures_nothing_is_done_without(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(self: Emulator, work: Any) -> Any:
+        raise RuntimeError("CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED")
+
+    (chunk,) = chunks([(0, 1)])
+    expected = CudaRunner(tiny, 8, scalar="fp32", graph_rows=0, on=Emulator()).execute([chunk])
+    monkeypatch.setattr(Emulator, "capture", refuse)
+    runner = CudaRunner(tiny, 8, scalar="fp32", on=Emulator())
+    assert np.array_equal(runner.execute([chunk]), expected)
+    assert np.array_equal(runner.execute([chunk]), expected)
+    assert [record.message for record in caplog.records] == [
+        "steps are not captured, and are slower for it: CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"
+    ]
+
+
+def test_tokens_are_chosen_where_the_logits_lie(tiny: Path) -> None:
+    """By the draws of velollm.gpu.sample, whatever else is in the batch; rows without a draw come back as logits."""
+    runner = CudaRunner(tiny, 32, scalar="fp32", on=Emulator())
+    runs = list(chunks([(0, 20), (0, 1), (0, 3)]))
+    logits = runner.execute(runs).copy()
+    hot = Draw(temperature=1.5, top_k=40, top_p=0.95, min_p=0.01, seed=2**63 + 9, position=20)
+    greedy = Draw(temperature=0, top_k=0, top_p=1, min_p=0, seed=0, position=3)
+    tokens, rows = runner.choose(runs, [hot, None, greedy])
+    values = logits[0].astype(np.float64)
+    assert tokens == [drawn(values, kept(values, 40, 0.95, 0.01), 1.5, 2**63 + 9, 20), None, int(logits[2].argmax())]
+    assert [row is None for row in rows] == [True, False, True]
+    assert np.array_equal(rows[1], logits[1])
+    assert runner.choose(runs[2:], [greedy])[0] == tokens[2:]
+    assert runner.choose(runs[:1], [None])[0] == [None]
+    unfinished = Chunk(runs[0].sequence, 0, 5)
+    assert runner.choose([unfinished], []) == ([], [])
 
 
 @needs_llama
@@ -260,3 +347,44 @@ def test_what_the_kernels_cannot_compute_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match="scaling 'sideways'"):
         CudaRunner(stretched, on=Emulator())
+
+
+def answers(runner: Runner, specs: list[JobSpec]) -> list[dict[int, list[int]]]:
+    """The tokens of each choice of each job, all of them run together."""
+    core = EngineCore(runner, NoEnd())
+    jobs = [core.add(spec) for spec in specs]
+    said: list[dict[int, list[int]]] = [{} for _ in specs]
+    while not core.idle:
+        for job, update in core.step():
+            assert not isinstance(update, BaseException), update
+            said[jobs.index(job)].setdefault(update.index, []).extend(update.tokens)
+    runner.close()
+    return said
+
+
+def test_all_ways_to_choose_in_one_batch(tiny: Path) -> None:
+    """What the GPU chooses, and what the host must, because it takes more than logits: neither disturbs the other."""
+    prompt = np.random.default_rng(5).integers(0, 500, 9).tolist()
+    seeded = SamplingParams(temperature=1.0, top_k=20, seed=11)
+    ways = {
+        "greedy": SamplingParams(temperature=0),
+        "reported": SamplingParams(temperature=0, logprobs=2),
+        "penalised": SamplingParams(temperature=0, frequency_penalty=1.5),
+        "typical": SamplingParams(temperature=0.7, typical_p=0.5, seed=3),
+        "seeded": seeded,
+        "at random": SamplingParams(),
+    }
+    specs = [JobSpec(prompt=prompt, sampling=one, max_tokens=6) for one in ways.values()]
+    specs.append(JobSpec(prompt=prompt, sampling=seeded, max_tokens=6, n=3))
+    together = answers(CudaRunner(tiny, 32, scalar="fp32", on=Emulator()), specs)
+    expected = answers(NumpyRunner(tiny, 32), specs)
+    for place, way in enumerate(ways):
+        if way not in ("seeded", "at random"):  # those draw by Philox here
+            assert together[place] == expected[place], way
+    alone = answers(CudaRunner(tiny, 32, scalar="fp32", graph_rows=0, on=Emulator()), [specs[4]])
+    assert alone[0] == together[4], "the same seed, the same answer, whoever else asks"
+    several = together[-1]
+    assert len(several) == 3
+    assert len({tuple(tokens) for tokens in several.values()}) > 1
+    again = answers(CudaRunner(tiny, 32, scalar="fp32", on=Emulator()), [specs[-1]])
+    assert again[0] == several

@@ -15,7 +15,7 @@ import attrs
 
 from velollm.engine.blocks import BlockManager, root_hash
 from velollm.engine.runner import Runner, RunnerError
-from velollm.engine.sampling import Constraint, Logprob, NothingAllowed, Sampler, SamplingParams
+from velollm.engine.sampling import Constraint, Draw, Logprob, NothingAllowed, Sampler, SamplingParams
 from velollm.engine.scheduler import Chunk, Scheduler
 from velollm.engine.sequence import Sequence, Status
 from velollm.engine.text import TextStream
@@ -194,19 +194,34 @@ class EngineCore:
                 job.started, job.num_cached = now, chunk.sequence.num_cached
         try:
             self.runner.apply(step.events)
-            logits = self.runner.execute(step.chunks)
+            tokens, logits = self._compute(step.chunks)
         except RunnerError as error:
             logger.error("%s", error)
             for chunk in step.chunks:
                 self._lose(chunk.sequence.owner.job, BackendError(f"the engine could not compute: {error}"), out)
             return out
         self.scheduler.commit(step)
-        self._sample(step.chunks, logits, out)
+        self._sample([chunk.sequence.owner for chunk in step.chunks if chunk.sample], tokens, logits, out)
         return out
 
-    def _sample(self, chunks: list[Chunk], logits: Any, out: list[tuple[Job, Update | VeloError]]) -> None:
+    def _compute(self, chunks: list[Chunk]) -> tuple[list[int | None], Any]:
+        """For each row that is sampled: its token where that is chosen already, and its logits."""
         wanted = [chunk.sequence.owner for chunk in chunks if chunk.sample]
-        best = logits.argmax(axis=1).tolist() if len(wanted) else []
+        choose = getattr(self.runner, "choose", None)
+        if choose is not None:
+            return choose(chunks, [_draw(choice) for choice in wanted])  # type: ignore[no-any-return]
+        logits = self.runner.execute(chunks)
+        best = logits.argmax(axis=1).tolist() if wanted else []
+        greedy = (choice.sampler.constraint is None and choice.sampler.params.greedy for choice in wanted)
+        return [token if taken else None for token, taken in zip(best, greedy, strict=True)], logits
+
+    def _sample(
+        self,
+        wanted: list[_Choice],
+        tokens: list[int | None],
+        logits: Any,
+        out: list[tuple[Job, Update | VeloError]],
+    ) -> None:
         for row, choice in enumerate(wanted):
             choices = [choice]
             if choice.job.spec.n > len(choice.job.choices):
@@ -214,12 +229,10 @@ class EngineCore:
             for one in choices:
                 if one.sequence.status is not Status.RUNNING:
                     continue  # a fork that found no room, and waits; or its job failed just now
-                sampler = one.sampler
+                token = tokens[row]
                 try:
-                    if sampler.constraint is None and sampler.params.greedy:
-                        token = best[row]
-                    else:
-                        token = sampler.sample(logits[row], one.sequence.tokens, one.sequence.num_prompt)
+                    if token is None:
+                        token = one.sampler.sample(logits[row], one.sequence.tokens, one.sequence.num_prompt)
                 except NothingAllowed:
                     self._end(one, Update(index=one.index, text=one.text.finish()), "stop", out)
                     continue
@@ -293,6 +306,12 @@ class EngineCore:
             deadline=spec.deadline,
             root=root_hash(self._salt, spec.tenant),
         )
+
+
+def _draw(choice: _Choice) -> Draw | None:
+    """How its token is drawn where the logits lie; the first of several choices share logits, and need them."""
+    job = choice.job
+    return choice.sampler.draw(len(choice.sequence)) if len(job.choices) == job.spec.n else None
 
 
 def _too_late() -> Overloaded:

@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from velollm.engine.sampling import Draw
+
     Floats: TypeAlias = npt.NDArray[np.float32]
 
-__all__ = ["Runner", "RunnerError", "RunnerLimits"]
+__all__ = ["ChoosingRunner", "Runner", "RunnerError", "RunnerLimits"]
 
 
 class RunnerError(Exception):
@@ -63,4 +65,17 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Let go of memory. May be called again."""
+        ...
+
+
+class ChoosingRunner(Runner, Protocol):
+    """A runner whose logits lie far away: it can choose tokens there."""
+
+    def choose(
+        self, chunks: Sequence[Chunk], draws: Sequence[Draw | None]
+    ) -> tuple[list[int | None], list[Floats | None]]:
+        """Compute `chunks` as `execute` does, with a draw for each of its rows, or None.
+
+        Returns for each row the token that was drawn, or its logits where there was no draw.
+        """
         ...

@@ -17,7 +17,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Constraint", "Logprob", "NothingAllowed", "Sampler", "SamplingParams"]
+__all__ = ["Constraint", "Draw", "Logprob", "NothingAllowed", "Sampler", "SamplingParams"]
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -90,14 +90,27 @@ class Logprob:
     top: tuple[tuple[int, float], ...] = ()
 
 
+@attrs.frozen(kw_only=True)
+class Draw:
+    """All that decides about one token beside its logits. With a `temperature` of 0 it is the likeliest, else the draw
+    is that of `seed` (64 bits) at `position`."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    seed: int
+    position: int
+
+
 class Sampler:
     """Chooses the tokens of one sequence."""
 
     def __init__(self, params: SamplingParams, constraint: Constraint | None = None) -> None:
         self.params = params
         self.constraint = constraint
-        seed = params.seed if params.seed is not None else secrets.randbits(64)
-        self._random = np.random.Generator(np.random.PCG64(seed % 2**64))
+        self._seed = (params.seed if params.seed is not None else secrets.randbits(64)) % 2**64
+        self._random = np.random.Generator(np.random.PCG64(self._seed))
 
     def sample(self, logits: Floats, tokens: Sequence[int], num_prompt: int) -> int:
         """The token that follows `tokens`, the first `num_prompt` of which were the prompt.
@@ -116,6 +129,25 @@ class Sampler:
         if self.constraint is not None:
             self.constraint.accept(token)
         return token
+
+    def draw(self, position: int) -> Draw | None:
+        """How the token at `position` is drawn by whoever has the logits; None where that takes more to know, as
+        constraints, what was said before, or probabilities to report."""
+        params = self.params
+        if self.constraint is not None or params.changes_logits or params.logprobs is not None:
+            return None
+        if params.temperature <= 0:
+            return Draw(temperature=0, top_k=0, top_p=1, min_p=0, seed=0, position=position)
+        if params.typical_p < 1:
+            return None
+        return Draw(
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            min_p=params.min_p,
+            seed=self._seed,
+            position=position,
+        )
 
     def logprob(self, logits: Floats, token: int) -> Logprob:
         """What is to be reported of `token`."""

@@ -62,6 +62,10 @@ class Executor(Protocol):
         """A copy in NumPy, when all that was launched is done."""
         ...
 
+    def finish(self) -> None:
+        """Return when all that was launched is done."""
+        ...
+
     def launch(self, kernel: Kernel, *, grid: Grid, block: int, arguments: Sequence[Argument], shared: int = 0) -> None:
         """Start `kernel`; `shared` is its dynamic shared memory in bytes."""
         ...
@@ -192,6 +196,11 @@ class CudaExecutor:
             _check(driver.cuMemcpyDtoHAsync(target.ctypes.data, array.pointer, array.nbytes, int(self.stream.handle)))
         self.stream.sync()
         return target
+
+    def finish(self) -> None:
+        """See `Executor.finish`."""
+        self._enter()
+        self.stream.sync()
 
     def launch(self, kernel: Kernel, *, grid: Grid, block: int, arguments: Sequence[Argument], shared: int = 0) -> None:
         """See `Executor.launch`."""

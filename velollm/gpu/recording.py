@@ -125,6 +125,10 @@ class Recorder:
         """Nothing has run: there is nothing to see."""
         raise _unfit("gives back in NumPy")
 
+    def finish(self) -> None:
+        """Nothing has run: there is nothing to wait for."""
+        raise _unfit("waits to be done")
+
     def copy(self, source: Array, target: Array) -> None:
         """What comes from the host is put in its place before the work is done."""
         raise _unfit("copies from the host")
