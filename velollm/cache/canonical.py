@@ -15,7 +15,7 @@ import xxhash
 from velollm.cache.lexicon import CLOSING_WORDS, GERUNDS, QUESTION_WORDS, QUOTED_VERBS
 from velollm.cache.tokens import Text, tokenize
 
-__all__ = ["Canonical", "canonicalize", "strip_courtesy"]
+__all__ = ["COURTESY", "Canonical", "canonicalize", "is_kept_by_line", "strip_courtesy"]
 
 _WH = "(?:what|which|who|whom|whose|when|where|why|how|if|whether)"
 # Verbs that ask for a text, so that "can you ..." in front of them is a request and never a question about ability.
@@ -79,6 +79,8 @@ _VERB_AFTER_MIND = re.compile(rf"\A({'|'.join(GERUNDS)})\b")
 _TRAILING_PAUSE = re.compile(r"(?: [,.])+\Z")
 _LEADING_PAUSE = re.compile(r"\A(?:[,.] )+")
 _UNDERSTAND = re.compile(r"help me (?:to )?(?:understand|learn about) ")
+# The patterns of all that is taken away; what is put in its place is a verb of `GERUNDS`.
+COURTESY = (_GREETING.pattern, _ASIDES.pattern, _REQUESTS.pattern, _CLOSINGS.pattern, _UNDERSTAND.pattern)
 
 
 @attrs.frozen(kw_only=True)
@@ -93,9 +95,14 @@ class Canonical:
     signature: bytes
 
 
+def is_kept_by_line(text: str) -> bool:
+    """Whether a prompt has several lines, which no rule touches."""
+    return "\n" in text.strip() or "```" in text
+
+
 def canonicalize(text: str) -> Canonical:
     """The canonical form of a prompt. A prompt of several lines keeps its letters: only outer white space goes."""
-    if "\n" in text.strip() or "```" in text:
+    if is_kept_by_line(text):
         verbatim = "\n".join(line.rstrip() for line in text.strip().splitlines())
         return _finish(Text(tokens=(), payload=verbatim, names=frozenset()), "")
     parsed = tokenize(text)

@@ -8,7 +8,7 @@ from typing import Final
 import attrs
 import orjson
 
-__all__ = ["Damaged", "Entry", "decode", "encode"]
+__all__ = ["Damaged", "Entry", "Form", "decode", "encode"]
 
 _MAGIC: Final = b"VLC2"
 # What a prompt takes in the semantic index, as measured: its reading, its trigrams, its places in their lists.
@@ -22,9 +22,20 @@ class Damaged(ValueError):
 
 
 @attrs.frozen(kw_only=True)
+class Form:
+    """How an entry in memory is found by its canonical form: the prompt's sketch, and, until a question with the same
+    sketch comes, scope and prompt, of which its alias will be made."""
+
+    sketch: int
+    scope: bytes = b""
+    prompt: str = attrs.field(default="", repr=False)
+
+
+@attrs.frozen(kw_only=True)
 class Entry:
     """`alias` is the canonical key and `scope` the semantic scope, both empty where the tier is closed to the request.
-    `floor` is how near a question must be for the semantic tier to answer it. Times are seconds of the epoch."""
+    `floor` is how near a question must be for the semantic tier to answer it. Times are seconds of the epoch.
+    With a `form`, the alias may be yet to come; `alias_check` is then the digest of the scope alone."""
 
     key: bytes
     check: bytes
@@ -39,12 +50,14 @@ class Entry:
     prompt: str = attrs.field(default="", repr=False)
     tags: tuple[str, ...] = ()
     floor: float = 0.0
+    form: Form | None = None
 
     @property
     def size(self) -> int:
         """Bytes that the entry costs in memory, its place in the semantic index included."""
         indexed = _INDEXED_COST + _INDEXED_COST_PER_LETTER * len(self.prompt) if self.scope else 0
-        return _ENTRY_COST + len(self.answer) + 2 * len(self.prompt) + indexed
+        letters = len(self.prompt) + (len(self.form.prompt) if self.form is not None else 0)
+        return _ENTRY_COST + len(self.answer) + 2 * letters + indexed
 
 
 def encode(entry: Entry) -> bytes:

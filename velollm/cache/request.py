@@ -13,8 +13,9 @@ from velollm.cache.canonical import Canonical, canonicalize
 from velollm.cache.eligibility import Controls, Eligibility, assess
 from velollm.cache.guards import Question, read
 from velollm.cache.keys import RequestKeys, Unhashable, derive_keys, tenant_digest
+from velollm.cache.sketch import sketch
 
-__all__ = ["Request", "prepare", "read_prompt"]
+__all__ = ["Request", "alias_of", "prepare", "read_prompt"]
 
 
 class Request:
@@ -44,26 +45,54 @@ class Request:
         return canonicalize(self.prompt) if self.prompt is not None and "canonical" in self.eligibility.tiers else None
 
     @cached_property
+    def sketch(self) -> int:
+        """The sketch of the prompt: who has another one, has another canonical form."""
+        return sketch(self.prompt or "")
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the canonical form has been asked for already."""
+        return "canonical" in self.__dict__
+
+    @cached_property
     def scope(self) -> bytes:
         """The semantic scope."""
         return self._keys.scope
 
     @cached_property
+    def scope_check(self) -> bytes:
+        """The independent digest of the scope."""
+        return self._keys.scope_check
+
+    @cached_property
     def alias(self) -> bytes:
         """The canonical key."""
-        signature = b"" if self.canonical is None else self.canonical.signature
-        return xxhash.xxh3_128_digest(b"alias" + self.scope + signature)
+        return _alias(self.scope, self.canonical)
 
     @cached_property
     def alias_check(self) -> bytes:
         """Guards the alias: the independent digest of the scope, then that of the canonical text."""
-        text = "" if self.canonical is None else f"{self.canonical.bare}\x00{self.canonical.payload}"
-        return self._keys.scope_check + blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        return self.scope_check + _text_check(self.canonical)
 
     @cached_property
     def question(self) -> Question | None:
         """The prompt, read for the semantic tier, where that tier is open."""
         return read(self.canonical) if self.canonical is not None and "semantic" in self.eligibility.tiers else None
+
+
+def alias_of(prompt: str, scope: bytes, scope_check: bytes) -> tuple[bytes, bytes]:
+    """Alias and its guard of a prompt that was kept in this scope."""
+    canonical = canonicalize(prompt)
+    return _alias(scope, canonical), scope_check + _text_check(canonical)
+
+
+def _alias(scope: bytes, canonical: Canonical | None) -> bytes:
+    return xxhash.xxh3_128_digest(b"alias" + scope + (b"" if canonical is None else canonical.signature))
+
+
+def _text_check(canonical: Canonical | None) -> bytes:
+    text = "" if canonical is None else f"{canonical.bare}\x00{canonical.payload}"
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def prepare(

@@ -23,16 +23,16 @@ import attrs
 import orjson
 
 from velollm.cache.eligibility import NO_CONTROLS, Controls, Tier, why_not_stored
-from velollm.cache.entry import Entry
+from velollm.cache.entry import Entry, Form
 from velollm.cache.evidence import Disagreement, Evidence
 from velollm.cache.explanation import Explanation, TierVerdict
 from velollm.cache.guards import Question
 from velollm.cache.keys import tenant_digest
-from velollm.cache.request import Request, prepare, read_prompt
+from velollm.cache.request import Request, alias_of, prepare, read_prompt
 from velollm.cache.results import CacheStats, Found, Hit, Receipt
 from velollm.cache.semantic import Embedder, Match, SemanticIndex
 from velollm.cache.shadow import AGREES, Allowance, RouteReport, agreement, answer_text, answer_tokens, report
-from velollm.cache.stores import Selection, Store, open_store
+from velollm.cache.stores import MemoryStore, Selection, Store, open_store
 from velollm.config.units import parse_size
 
 __all__ = ["Mode", "ResponseCache"]
@@ -88,6 +88,8 @@ class ResponseCache:
         self._store: Store = open_store(store, self.size, clock) if isinstance(store, str) else store
         self._store.on_forget = self._forget
         self.store_blocks = self._store.may_block
+        # In memory, an entry gets the key of its canonical form when one comes that might be the same.
+        self._names_later = self._store if isinstance(self._store, MemoryStore) else None
         self._loader: threading.Thread | None = None
         self._closing = False
         if self._store.persistent and self.modes["semantic"] != "off":
@@ -321,6 +323,8 @@ class ResponseCache:
             entry = self._store.get(request.key)
             return self._hit(entry, request, tier) if entry is not None and entry.check == request.check else None
         if tier == "canonical":
+            if self._names_later is not None and not self._name_alike(self._names_later, request):
+                return None
             entry = self._store.find(request.alias)
             return (
                 self._hit(entry, request, tier)
@@ -336,6 +340,15 @@ class ResponseCache:
             with self._lock:
                 match = self._index.search(request.scope, question, vector)
         return None if match is None else self._semantic_hit(match, request)
+
+    def _name_alike(self, store: MemoryStore, request: Request) -> bool:
+        """Name the entries that may have the request's canonical form; whether there are any."""
+        alike = store.sketched(request.sketch)
+        for entry in alike:
+            if not entry.alias and entry.form is not None:
+                alias, check = alias_of(entry.form.prompt, entry.form.scope, entry.alias_check)
+                store.name(entry, alias, check)
+        return bool(alike)
 
     def _semantic_hit(self, match: Match, request: Request) -> Hit | None:
         entry = self._store.get(match.key)
@@ -368,11 +381,15 @@ class ResponseCache:
         tiers, modes = request.eligibility.tiers, self.modes
         semantic = "semantic" in tiers and modes["semantic"] != "off"
         aliased = semantic or ("canonical" in tiers and modes["canonical"] != "off")
+        form = Form(sketch=request.sketch) if aliased and self._names_later is not None else None
+        if form is not None and not semantic and not request.is_read and request.prompt is not None:
+            form = Form(sketch=request.sketch, scope=request.scope, prompt=request.prompt)
+        later = form is not None and bool(form.scope)
         return Entry(
             key=request.key, check=request.check, tenant=request.tenant, model=request.model, created=now,
             expires=now + ttl * (1 - self._jitter * self._rng.random()), answer=data, tags=tags,
-            alias=request.alias if aliased else b"",
-            alias_check=request.alias_check if aliased else b"",
+            alias=request.alias if aliased and not later else b"",
+            alias_check=request.scope_check if later else request.alias_check if aliased else b"", form=form,
             scope=request.scope if semantic else b"",
             prompt=request.prompt or "" if semantic else "", floor=self._index.floor(request.key) if semantic else 0.0,
         )  # fmt: skip

@@ -23,7 +23,7 @@ from velollm.cache.lexicon import (
     UNITS,
 )
 
-__all__ = ["Text", "is_verbatim", "tokenize"]
+__all__ = ["THOUSANDS", "Text", "is_verbatim", "part", "tokenize"]
 
 _SMART = str.maketrans(
     {
@@ -46,7 +46,7 @@ _MEASURE = re.compile(r"([-+]?\d[\d.,]*)(°?[A-Za-z]{1,3}|%)\Z")
 _MONEY = re.compile(r"([$€£¥])(\d[\d.,]*)\Z")
 _NAME = re.compile(r"\.?[^\W_]+(?:[./&][^\W_]+)*(?:\+\+|#)?\Z")
 _INITIALS = re.compile(r"(?:[A-Za-z]\.){2,}[A-Za-z]?\Z")
-_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _PAYLOAD = re.compile(r":\s+(?=\S)")
 _PREAMBLE = re.compile(
     r"(?:(?:hi|hello|hey)(?: there)?[,.! ]*)?"
@@ -80,9 +80,7 @@ def is_verbatim(token: str) -> bool:
 
 def tokenize(text: str) -> Text:
     """Split one prompt. Linear in its length; the caller bounds the length."""
-    if not text.isascii():
-        text = unicodedata.normalize("NFC", text).translate(_SMART)
-    text, payload = _split_payload(_unquoted(text.strip()))
+    text, payload = part(text)
     shouted, cased = _casing(text)
     out: list[str] = []
     names: set[str] = set()
@@ -94,6 +92,14 @@ def tokenize(text: str) -> Text:
         position = span.end()
     _plain(text[position:] if position else text, out, names, shouted, cased)
     return Text(tokens=tuple(_mend(out)), payload=payload, names=frozenset(names))
+
+
+def part(text: str) -> tuple[str, str]:
+    """A prompt in plain punctuation, without what says only that a question comes, parted into what is read and a
+    payload that is not."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text).translate(_SMART)
+    return _split_payload(_unquoted(text.strip()))
 
 
 def _unquoted(text: str) -> str:
@@ -168,11 +174,11 @@ def _chunk(core: str, out: list[str], names: set[str], shouted: bool, cased: boo
     if _WORD.match(core):
         _word(core, out, names, shouted, cased)
     elif _NUMBER.match(core):
-        out.append(_THOUSANDS.sub("", core))
+        out.append(THOUSANDS.sub("", core))
     elif (found := _MONEY.match(core)) is not None:
-        out.extend((found[1], _THOUSANDS.sub("", found[2])))
+        out.extend((found[1], THOUSANDS.sub("", found[2])))
     elif (found := _MEASURE.match(core)) is not None and found[2].lower().lstrip("°") in UNITS | {"%"}:
-        out.extend((_THOUSANDS.sub("", found[1]), found[2] if found[2] in ("M", "G", "T") else found[2].lower()))
+        out.extend((THOUSANDS.sub("", found[1]), found[2] if found[2] in ("M", "G", "T") else found[2].lower()))
     elif _INITIALS.match(core):
         _word(core.replace(".", ""), out, names, shouted, cased)
     elif _HYPHENATED.match(core):

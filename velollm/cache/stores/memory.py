@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from heapq import heapify, heappop, heappush
 
+import attrs
 from cachetools import LRUCache
 
-from velollm.cache.entry import Entry
+from velollm.cache.entry import Entry, Form
 from velollm.cache.evidence import Evidence, Ledger
 from velollm.cache.selection import Selection
 from velollm.cache.stores.base import StoreStats
@@ -46,6 +47,7 @@ class MemoryStore:
         self._lock = threading.RLock()
         self._recent = _Recent(size, self._evicted)
         self._aliases: dict[bytes, bytes] = {}
+        self._sketches: dict[int, list[bytes]] = {}
         self._ends: list[tuple[float, bytes]] = []  # a heap: when entries expire, also of some that are gone
         self._ledger = Ledger()
         self._puts = self._evictions = self._expired = self._oversized = 0
@@ -64,6 +66,20 @@ class MemoryStore:
             key = self._aliases.get(alias)
             return None if key is None else self.get(key)
 
+    def sketched(self, sketch: int) -> Sequence[Entry]:
+        """The entries whose prompts have this sketch."""
+        with self._lock:
+            keys = self._sketches.get(sketch)
+            return [entry for key in keys if (entry := self.get(key)) is not None] if keys else ()
+
+    def name(self, entry: Entry, alias: bytes, alias_check: bytes) -> None:
+        """Give an entry the alias that it came without, if it is still there."""
+        with self._lock:
+            if entry.form is not None and self._recent.get(entry.key) is entry:
+                form = Form(sketch=entry.form.sketch)
+                self._recent[entry.key] = attrs.evolve(entry, alias=alias, alias_check=alias_check, form=form)
+                self._aliases[alias] = entry.key
+
     def put(self, entry: Entry) -> int:
         with self._lock:
             if entry.size > self._recent.maxsize:
@@ -73,6 +89,8 @@ class MemoryStore:
             self._recent[entry.key] = entry
             if entry.alias:
                 self._aliases[entry.alias] = entry.key
+            if entry.form is not None:
+                self._sketches.setdefault(entry.form.sketch, []).append(entry.key)
             heappush(self._ends, (entry.expires, entry.key))
             self._puts += 1
             self._sweep()
@@ -119,6 +137,7 @@ class MemoryStore:
         with self._lock:
             self._recent.clear()
             self._aliases.clear()
+            self._sketches.clear()
             self._ends.clear()
 
     def _sweep(self) -> None:
@@ -145,5 +164,10 @@ class MemoryStore:
     def _unlink(self, entry: Entry) -> None:
         if self._aliases.get(entry.alias) == entry.key:
             del self._aliases[entry.alias]
+        if entry.form is not None:
+            alike = self._sketches[entry.form.sketch]
+            alike.remove(entry.key)
+            if not alike:
+                del self._sketches[entry.form.sketch]
         if self.on_forget is not None:
             self.on_forget(entry.key)
