@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeGuard
 
 import attrs
 
@@ -147,6 +147,10 @@ class Eligibility:
         return not self.read and not self.write
 
 
+def _is_object(value: object) -> TypeGuard[Mapping[str, Any]]:
+    return type(value) is dict or isinstance(value, Mapping)
+
+
 def _bypass(reason: str) -> Eligibility:
     return Eligibility(read=False, write=False, tiers=(), reason=reason)
 
@@ -156,9 +160,8 @@ def assess(body: Mapping[str, Any], prompt: str | None, controls: Controls, max_
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         return _bypass("not-chat")
-    for message in messages:
-        if not isinstance(message, Mapping):
-            return _bypass("not-chat")
+    if not all(_is_object(message) for message in messages):
+        return _bypass("not-chat")
     if controls.no_store:
         return _bypass("no-store")
     if _is_agent_turn(messages):
@@ -232,12 +235,12 @@ def _not_semantic(body: Mapping[str, Any], lowered: str, words: list[str], promp
 
 
 def _has_media(content: object) -> bool:
-    return isinstance(content, list) and any(isinstance(p, Mapping) and p.get("type") != "text" for p in content)
+    return isinstance(content, list) and any(_is_object(p) and p.get("type") != "text" for p in content)
 
 
 def why_not_stored(answer: object) -> str | None:
     """Why an answer may not be kept, or None. Only complete answers are: no errors, and none that ran out of tokens."""
-    if not isinstance(answer, Mapping):
+    if not _is_object(answer):
         return "not-an-answer"
     if answer.get("error") is not None:
         return "error"
@@ -254,12 +257,12 @@ def why_not_stored(answer: object) -> str | None:
 
 
 def _incomplete(choice: object) -> str | None:
-    if not isinstance(choice, Mapping):
+    if not _is_object(choice):
         return "not-an-answer"
     if choice.get("finish_reason") not in ("stop", "tool_calls", "function_call"):
         return "truncated"
     message = choice.get("message")
-    if not isinstance(message, Mapping):
+    if not _is_object(message):
         return "not-an-answer"
     says = message.get("content") or message.get("tool_calls") or message.get("function_call") or message.get("refusal")
     return None if says else "empty"

@@ -131,7 +131,7 @@ def _number(value: float) -> float:
 
 def _message(message: Any) -> Any:
     """A message without empty fields, a single text part as plain text."""
-    if not isinstance(message, Mapping):
+    if type(message) is not dict and not isinstance(message, Mapping):
         return message
     out = {k: v for k, v in message.items() if v is not None and (v != [] or k != "tool_calls")}
     content = out.get("content")

@@ -77,7 +77,7 @@ class Request:
     @cached_property
     def question(self) -> Question | None:
         """The prompt, read for the semantic tier, where that tier is open."""
-        return read(self.canonical) if self.canonical is not None and "semantic" in self.eligibility.tiers else None
+        return read(self.canonical) if "semantic" in self.eligibility.tiers and self.canonical is not None else None
 
 
 def alias_of(prompt: str, scope: bytes, scope_check: bytes) -> tuple[bytes, bytes]:

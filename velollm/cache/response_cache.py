@@ -32,6 +32,7 @@ from velollm.cache.request import Request, alias_of, prepare, read_prompt
 from velollm.cache.results import CacheStats, Found, Hit, Receipt
 from velollm.cache.semantic import Embedder, Match, SemanticIndex
 from velollm.cache.shadow import AGREES, Allowance, RouteReport, agreement, answer_text, answer_tokens, report
+from velollm.cache.soon import Soon
 from velollm.cache.stores import MemoryStore, Selection, Store, open_store
 from velollm.config.units import parse_size
 
@@ -90,6 +91,7 @@ class ResponseCache:
         self.store_blocks = self._store.may_block
         # In memory, an entry gets the key of its canonical form when one comes that might be the same.
         self._names_later = self._store if isinstance(self._store, MemoryStore) else None
+        self._soon = Soon()
         self._loader: threading.Thread | None = None
         self._closing = False
         if self._store.persistent and self.modes["semantic"] != "off":
@@ -130,6 +132,8 @@ class ResponseCache:
 
     def find_sure(self, request: Request, modes: Mapping[Tier, Mode] | None = None) -> Found | None:
         """The first half of `find`, which needs no embedder: None if the semantic tier may answer."""
+        if self._soon.concerns(request):
+            self._soon.settle()
         counts = self._counts
         counts["lookups"] += 1
         if not request.eligibility.read:
@@ -186,8 +190,8 @@ class ResponseCache:
         self._allowance.spend(thread_time() - began)
         return would
 
-    def keep(self, request: Request, answer: Any, *, tags: tuple[str, ...] = ()) -> Receipt:
-        """Keep an answer. Nothing is kept that is incomplete, an error, or barred by the request."""
+    def keep(self, request: Request, answer: Any, *, tags: tuple[str, ...] = (), now: float | None = None) -> Receipt:
+        """Keep an answer, which came `now`. Nothing is kept that is incomplete, an error, or barred by the request."""
         reason = why_not_stored(answer) if request.eligibility.write else request.eligibility.reason
         data = b""
         if reason is None:
@@ -200,7 +204,7 @@ class ResponseCache:
         if reason is not None:
             self._counts[f"refused {reason}"] += 1
             return Receipt(stored=False, reason=reason)
-        entry = self._entry(request, data, tags)
+        entry = self._entry(request, data, tags, self._clock() if now is None else now)
         ticket = self._store.put(entry)
         if not ticket:
             self._counts["refused oversized"] += 1
@@ -211,6 +215,18 @@ class ResponseCache:
             self._enter(entry, request.question, self._vector(request))
             self._allowance.spend(thread_time() - began)
         return Receipt(stored=True, ticket=ticket, store=self._store)
+
+    def keep_soon(self, request: Request, keep: Callable[[], None]) -> bool:
+        """Have `keep` called by `settle`, or when it matters. Returns whether nothing waited: `settle` is then due."""
+        return self._soon.add(request, keep)
+
+    def now(self) -> float:
+        """The time by the cache's clock, in seconds of the epoch."""
+        return self._clock()
+
+    def settle(self) -> None:
+        """Keep what is to be kept soon."""
+        self._soon.settle()
 
     def record_shadow(
         self,
@@ -253,6 +269,7 @@ class ResponseCache:
     def explain(self, tenant: str | None, body: Mapping[str, Any], controls: Controls | None = None) -> Explanation:
         """What each tier says to a request, and which guard refused which neighbour. Counts nothing, changes
         nothing."""
+        self.settle()
         request = self.prepare(tenant, body, controls)
         verdicts: list[TierVerdict] = []
         answered: Tier | None = None
@@ -270,6 +287,7 @@ class ResponseCache:
 
     def purge(self, *, model: str | None = None, tag: str | None = None, tenant: str | None = None) -> int:
         """Drop the entries that meet every criterion given; with none, all. Returns how many."""
+        self.settle()
         owner = None if tenant is None else tenant_digest(tenant)
         return self._store.purge(Selection(model=model, tag=tag, tenant=owner))
 
@@ -285,6 +303,7 @@ class ResponseCache:
 
     def stats(self) -> CacheStats:
         """The counters."""
+        self.settle()
         counts = dict(self._counts)
         return CacheStats(
             lookups=counts.get("lookups", 0), hits=_by_word(counts, "hit "), shadow_hits=counts.get("shadow", 0),
@@ -295,16 +314,19 @@ class ResponseCache:
 
     def entries(self) -> list[Entry]:
         """Every live entry, for an export."""
+        self.settle()
         return list(self._store.entries())
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until the store has written all that was kept so far, and the index has been rebuilt."""
+        self.settle()
         if self._loader is not None:
             self._loader.join(timeout)
         return self._store.flush(timeout)
 
     def close(self) -> None:
         """Write what is left and close the store."""
+        self.settle()
         self._closing = True
         if self._loader is not None:
             self._loader.join(5.0)
@@ -374,10 +396,9 @@ class ResponseCache:
             return None
         return Hit(answer=answer, tier=tier, age=age, similarity=near, key=entry.key, prompt=entry.prompt)
 
-    def _entry(self, request: Request, data: bytes, tags: tuple[str, ...]) -> Entry:
+    def _entry(self, request: Request, data: bytes, tags: tuple[str, ...], now: float) -> Entry:
         asked = request.controls.ttl
         ttl = self.ttl if asked is None else min(self.ttl, asked)
-        now = self._clock()
         tiers, modes = request.eligibility.tiers, self.modes
         semantic = "semantic" in tiers and modes["semantic"] != "off"
         aliased = semantic or ("canonical" in tiers and modes["canonical"] != "off")

@@ -7,6 +7,7 @@ import logging
 import re
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, TextIO
@@ -28,10 +29,8 @@ def configure_logging(level: str, style: str = "text", stream: TextIO | None = N
 
     Other packages are heard from WARNING on. For the command line; a program that mounts VeloLLM has its own.
     """
-    formatter = JsonFormatter() if style == "json" else TextFormatter()
-    handler = LineHandler(stream or sys.stderr)
-    handler.setFormatter(formatter)
-    write_through(lambda level, record: handler.add(formatter.request(level, record)))
+    handler = LineHandler(stream or sys.stderr, JsonFormatter() if style == "json" else TextFormatter())
+    write_through(handler.add_request)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
@@ -48,21 +47,28 @@ class LineHandler(logging.StreamHandler[TextIO]):
     Without a running event loop, every line is written when it comes.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, formatter: JsonFormatter | TextFormatter) -> None:
         super().__init__(stream)
-        self._lines: list[str] = []
+        self.setFormatter(formatter)
+        self._requests = formatter.request
+        self._lines: deque[str | tuple[int, Record, float]] = deque()  # any thread adds to it
         self._due = False
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep the line, and see to it that it is written."""
         try:
-            self.add(self.format(record), urgent=record.levelno >= logging.WARNING)
+            self._lines.append(self.format(record))
+            self._write(urgent=record.levelno >= logging.WARNING)
         except Exception:
             self.handleError(record)
 
-    def add(self, line: str, *, urgent: bool = False) -> None:
-        """The same with a line that is ready."""
-        self._lines.append(line + self.terminator)
+    def add_request(self, level: int, record: Record) -> None:
+        """The same with what is known of a request, of which a line is made when it is written."""
+        self._lines.append((level, record, time.time()))
+        if not self._due:
+            self._write()
+
+    def _write(self, *, urgent: bool = False) -> None:
         if self._due and not urgent:
             return
         self._due = not urgent and self._flush_soon()
@@ -81,10 +87,12 @@ class LineHandler(logging.StreamHandler[TextIO]):
         """Write what there is; logging does it as well when the process ends."""
         with self.lock or nullcontext():
             self._due = False
-            if self._lines:
-                text = "".join(self._lines)
-                self._lines.clear()
-                self.stream.write(text)
+            texts: list[str] = []
+            while self._lines:
+                line = self._lines.popleft()
+                texts.append(line if isinstance(line, str) else self._requests(*line))
+            if texts:
+                self.stream.write(self.terminator.join([*texts, ""]))
             super().flush()
 
 
@@ -117,9 +125,9 @@ class TextFormatter(_Formatter):
             text += "\n    " + self.formatException(record.exc_info).replace("\r", "\\r").replace("\n", "\n    ")
         return text
 
-    def request(self, level: int, record: Record) -> str:
-        """The line of one HTTP request."""
-        text = f"{self.time(time.time())} {NAMES[level]} request {_joined(record.pairs(), record.fields)}"
+    def request(self, level: int, record: Record, now: float) -> str:
+        """The line of one HTTP request, which ended at `now`."""
+        text = f"{self.time(now)} {NAMES[level]} request {_joined(record.pairs(), record.fields)}"
         return text if text.isprintable() else CONTROL.sub(_escape, text)
 
 
@@ -138,10 +146,10 @@ class JsonFormatter(_Formatter):
             line["exception"] = self.formatException(record.exc_info)
         return _json(line)
 
-    def request(self, level: int, record: Record) -> str:
-        """The line of one HTTP request."""
+    def request(self, level: int, record: Record, now: float) -> str:
+        """The line of one HTTP request, which ended at `now`."""
         known = {
-            "time": self.time(time.time()),
+            "time": self.time(now),
             "level": NAMES[level].lower(),
             "logger": REQUESTS,
             "message": "request",

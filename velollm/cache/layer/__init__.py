@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
+from functools import partial
 from time import monotonic
 from typing import Any, TypeAlias, TypeVar
 
@@ -30,7 +31,7 @@ from velollm.cache.response_cache import Mode, ResponseCache
 from velollm.cache.results import Found
 from velollm.collector import Collector
 from velollm.control_headers import CACHE_TTL
-from velollm.messages import ChatAnswer, ChatEvent, ChatRequest, RequestContext
+from velollm.messages import ChatEvent, ChatRequest, RequestContext
 
 __all__ = ["HEADER", "CacheLayer", "cache_of", "key_tag"]
 
@@ -38,6 +39,8 @@ logger = logging.getLogger("velollm.cache")
 
 HEADER = "x-velollm-cache"
 BACKEND_HEADER = "x-velollm-backend"
+TRUNCATED_HEADER = "x-velollm-truncated"
+SOON_SECONDS = 0.02
 # Headers of a request that change what the layers below answer.
 DECIDING_HEADERS = ("x-velollm-tool-calls",)
 CREDENTIALS = ("authorization", "x-api-key", "cookie")
@@ -202,9 +205,18 @@ class CacheLayer(Layer):
 
     # ---- for a landing ----
 
+    def takes_time(self, asked: Request) -> bool:
+        """Whether the store or the embedder keeps a request waiting."""
+        return self.cache.store_blocks or self.cache.embeds(asked)
+
+    def keep_soon(self, asked: Request, keep: Callable[[], None]) -> None:
+        """Have an answer kept in a moment, with others."""
+        if self.cache.keep_soon(asked, keep):
+            asyncio.get_running_loop().call_later(SOON_SECONDS, self.cache.settle)
+
     async def off_loop(self, asked: Request, call: Callable[..., T], *arguments: Any) -> T:
         """Call the cache: in a thread where its store or its embedder takes time."""
-        if not self.cache.store_blocks and not self.cache.embeds(asked):
+        if not self.takes_time(asked):
             return call(*arguments)
         if isinstance(self.cache.embedder, BackendEmbedder):
             self.cache.embedder.bind(asyncio.get_running_loop())
@@ -250,20 +262,26 @@ class _Landing:
 
     async def land(self) -> None:
         """The answer is there in full."""
-        if self._collector is None:
-            return
-        answer = self._collector.answer()
-        if not answer.complete:
-            return
+        layer, asked = self._layer, self._asked
+        keep = partial(self._keep, layer.now() - self._began, layer.cache.now())
+        if layer.takes_time(asked):
+            await layer.off_loop(asked, keep)
+        elif "semantic" in asked.eligibility.tiers:  # then there is more to it than the store
+            keep()
+        else:
+            layer.keep_soon(asked, keep)
+
+    def _keep(self, seconds: float, now: float) -> None:
         try:
-            if "x-velollm-truncated" in self._context.headers:
-                return  # an answer to half of the question
-            await self._layer.off_loop(self._asked, self._keep, answer, self._layer.now() - self._began)
+            answer = None if self._collector is None else self._collector.answer()
+            if answer is None or not answer.complete or TRUNCATED_HEADER in self._context.headers:
+                return  # too large, broken off, or an answer to half of the question
+            self._enter(keep_answer(answer), seconds, now)
         except Exception as error:  # the answer itself is well
             self._layer.failed("filled", error)
 
-    def _keep(self, answer: ChatAnswer, seconds: float) -> None:
-        cache, asked, kept = self._layer.cache, self._asked, keep_answer(answer)
+    def _enter(self, kept: Mapping[str, Any], seconds: float, now: float) -> None:
+        cache, asked = self._layer.cache, self._asked
         owner = self._context.tenant
         tags = (key_tag(owner),) if owner else ()
         if self._found.compare:
@@ -271,7 +289,7 @@ class _Landing:
                 self._layer.count("semantic", "shadow")
         elif asked.eligibility.read and "semantic" in asked.eligibility.tiers:
             cache.record_shadow(asked, self._found.shadow, kept, route=self._route, seconds=seconds, tags=tags)
-        cache.keep(asked, kept, tags=tags)
+        cache.keep(asked, kept, tags=tags, now=now)
 
 
 def _flight_key(asked: Request, request: ChatRequest) -> tuple[object, ...] | None:

@@ -85,7 +85,8 @@ class MemoryStore:
             if entry.size > self._recent.maxsize:
                 self._oversized += 1
                 return 0
-            self._remove(entry.key)
+            if entry.key in self._recent:
+                self._remove(entry.key)
             self._recent[entry.key] = entry
             if entry.alias:
                 self._aliases[entry.alias] = entry.key
