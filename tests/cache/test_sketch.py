@@ -15,13 +15,15 @@ WORDS = st.sampled_from(
     [
         *CONTRACTIONS, *CONTRACTIONS.values(), *MISSPELLINGS, *NUMBER_WORDS, *GERUNDS, "shouldn't", "Mightn't", "1,000",
         "20000", "1,23,456", "photosynthesis", "N.A.S.D.A.Q.", "nasdaq", "NASDAQ", "e-mail-server", "`Some Code`",
-        '"Quoted Words"', "'single ones'", "snake_case", "café", "na\u0131ve", "zero\u200bwidth", "don’t", "“smart”",
+        '"Quoted Words"', "'single ones'", "snake_case", "café", "na\u0131ve", "zero\u200bwidth", "don\u2019t",
+        "\u201csmart\u201d",
         "$2,500", "500km", "C++", "I", "US", "Turkey", "\n", "```", ":", ",", ".", "?", "—", "…", "🙂",
     ]
 )  # fmt: skip
 FRAMES = st.sampled_from(
     [
-        "{}", "Hi there! {}", "hello, {}", "Please {}", "{}, please?", "{} Thanks a lot!", "Could you please tell me {}",
+        "{}", "Hi there! {}", "hello, {}", "Please {}", "{}, please?", "{} Thanks a lot!",
+        "Could you please tell me {}",
         "I was wondering if you could help me understand {}", "Quick question about gravity waves: {}", '"{}"',
         "Would you mind explaining {}", "I'd really appreciate it if you could explain {}", "{} have a great day",
         "I have a question for you: {}", "  {}  ", "{}\n", "\u201c{}\u201d", "{} if you don't mind",

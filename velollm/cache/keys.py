@@ -49,6 +49,7 @@ _DEFAULTS: Final[dict[str, object]] = {
     "response_format": {"type": "text"},
 }
 _VERSION: Final = b"velollm.cache/1"
+_PLAIN: Final = frozenset({"role", "content"})
 
 
 class Unhashable(ValueError):
@@ -131,7 +132,9 @@ def _number(value: float) -> float:
 
 def _message(message: Any) -> Any:
     """A message without empty fields, a single text part as plain text."""
-    if type(message) is not dict and not isinstance(message, Mapping):
+    if type(message) is dict and message.keys() == _PLAIN and type(message["content"]) is str and message["role"]:
+        return message
+    if not isinstance(message, Mapping):
         return message
     out = {k: v for k, v in message.items() if v is not None and (v != [] or k != "tool_calls")}
     content = out.get("content")

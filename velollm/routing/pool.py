@@ -151,7 +151,7 @@ class BackendPool(Backend):
             targets = await self._targets(request.model)
         attempts = Attempts(targets, self._budget)
         begun = stream is not None and stream.cuts > 0
-        turn = await self.turns.take(request, {member.name: model for member, model in targets})
+        turn = await self.turns.take(request, {member.backend.name: model for member, model in targets})
         if stream is None and (len(targets) > 1 or turn.may_make_way):
             stream = Continuation(request)
         try:
@@ -362,8 +362,7 @@ class BackendPool(Backend):
     def _named(self, request: ChatRequest, model: str) -> ChatRequest:
         """The request with the backend's own name for the model, and the one context size that the settings name."""
         size = self._num_ctx.get(model) if self._num_ctx else None
-        asked = request.options.get("num_ctx")
-        if size is not None and size != asked:
+        if size is not None and size != (asked := request.options.get("num_ctx")):
             # an adapter that sends the original puts the size into it
             request = request.replace(options={**request.options, "num_ctx": size}, source=request.source)
             if asked is not None:

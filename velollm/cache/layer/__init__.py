@@ -116,23 +116,28 @@ class CacheLayer(Layer):
     # ---- who answers ----
 
     async def _answer(self, request: ChatRequest) -> _Plan:
-        asks = request.context.client_headers
+        headers, asks = request.context.headers, request.context.client_headers
         controls = Controls.from_headers(asks.get("cache-control"), asks.get(CACHE_TTL))
         try:
-            asked = await self._prepare(request, controls)
+            if self._models is not None and not self._models.answered:
+                await self._models.wait()
+            asked = self._prepare(request, controls)
             key = _flight_key(asked, request)
             if key is not None and key in self._flights:
                 return (), self._join(key, request), None
-            found, events = await self._find(asked, request)
+            found = await self._find(asked, self._modes.get(request.model))
+            if found.hit is not None:
+                events = replay_answer(found.hit.answer, in_pieces=request.stream)
+                self.count(found.hit.tier, "hit")
+                headers[HEADER] = found.hit.header
+                headers["age"] = str(int(found.hit.age))
+                return events, None, None
+        except BadAnswer as error:
+            logger.debug("a stored answer is not used: %s", error)
+            found = Found()
         except Exception as error:  # whatever is wrong with the cache, the request is answered
             self.failed("asked", error)
             return (), self.inner.chat(request), None
-        headers = request.context.headers
-        if found.hit is not None:
-            self.count(found.hit.tier, "hit")
-            headers[HEADER] = found.hit.header
-            headers["age"] = str(int(found.hit.age))
-            return events, None, None
         headers[HEADER] = found.header
         if asked.eligibility.bypass:
             self.count("none", "bypass")
@@ -145,11 +150,11 @@ class CacheLayer(Layer):
             return (), self.inner.chat(request), landing
         return (), self._fly(key, landing, request), None
 
-    async def _prepare(self, request: ChatRequest, controls: Controls) -> Request:
+    def _prepare(self, request: ChatRequest, controls: Controls) -> Request:
         headers = request.context.client_headers
         body = chat_body(request)
         variant = [headers.get(name, "") for name in DECIDING_HEADERS]
-        model = None if self._models is None else await self._models.find(request.model)
+        model = None if self._models is None else self._models.get(request.model)
         if model is not None:
             variant.append(model.digest)
             if model.digest and "thinking" not in model.capabilities:  # without a digest, it is only a guess
@@ -170,17 +175,7 @@ class CacheLayer(Layer):
             parts.append(headers.get(self._tenant_header, ""))
         return "\x00".join(parts) if any(parts) else None
 
-    async def _find(self, asked: Request, request: ChatRequest) -> tuple[Found, list[ChatEvent]]:
-        found = await self._search(asked, self._modes.get(request.model))
-        if found.hit is None:
-            return found, []
-        try:
-            return found, replay_answer(found.hit.answer, in_pieces=request.stream)
-        except BadAnswer as error:
-            logger.debug("a stored answer is not used: %s", error)
-            return Found(), []
-
-    async def _search(self, asked: Request, modes: Mapping[Tier, Mode] | None) -> Found:
+    async def _find(self, asked: Request, modes: Mapping[Tier, Mode] | None) -> Found:
         """Off the event loop only what takes time: a store beyond the process, or an embedder."""
         cache = self.cache
         if cache.store_blocks:

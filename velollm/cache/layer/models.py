@@ -18,7 +18,8 @@ PATIENCE_SECONDS = 1.0
 
 
 class Models:
-    """Asks the backend once a minute at most, behind the back of requests; only the first ones wait for it, briefly."""
+    """Asks the backend once a minute at most, behind the back of requests; only the first ones `wait` for it, until it
+    has `answered`, or was given the time to."""
 
     def __init__(self, ask: Callable[[], Awaitable[list[ModelInfo]]], clock: Callable[[], float]) -> None:
         self._ask_backend = ask
@@ -26,18 +27,22 @@ class Models:
         self._known: dict[str, ModelInfo] = {}
         self._asked_at: float | None = None
         self._asking: asyncio.Task[None] | None = None
-        self._answered = False
+        self.answered = False
 
-    async def find(self, model: str) -> ModelInfo | None:
+    def get(self, model: str) -> ModelInfo | None:
         """The model of this name, or None where it is not known."""
         if self._asked_at is None or self._clock() - self._asked_at > FRESH_SECONDS:
             self._refresh()
-        if not self._answered and self._asking is not None:
-            await asyncio.wait({self._asking}, timeout=PATIENCE_SECONDS)
-            self._answered = True
         if not model and len(self._known) == 1:
             return next(iter(self._known.values()))
         return self._known.get(model) or self._known.get(f"{model}:latest")
+
+    async def wait(self) -> None:
+        """Give the backend a moment to say for the first time what it serves."""
+        self.get("")
+        if self._asking is not None:
+            await asyncio.wait({self._asking}, timeout=PATIENCE_SECONDS)
+        self.answered = True
 
     def close(self) -> None:
         """Ask no more."""
