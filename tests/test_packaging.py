@@ -14,11 +14,13 @@ from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = {"velollm": "velollm", "contrib": "velollm.contrib", "cuda": "velollm.cuda"}  # folder: installed name
 BUILD = "from setuptools import build_meta; print(build_meta.build_wheel({out!r}))"
 EPOCH = "1750000000"
+PUBLISHED = ("velollm", "contrib", "cuda", "tests", "docs", "benchmarks", ".ci")
 GENERATED = shutil.ignore_patterns("__pycache__", "*.pyc", "*.egg-info")
 
 
@@ -116,8 +118,43 @@ def test_every_extra_is_used() -> None:
             )
 
 
+def test_the_lock_is_of_what_is_wanted_and_every_file_in_it_has_its_hash() -> None:
+    """After a change of setup.cfg: tox -e lock."""
+    config = setup_cfg()["options"], setup_cfg()["options.extras_require"]
+    listed = [
+        config[0]["install_requires"],
+        *(value for name, value in config[1].items() if name not in ("all", "cublas")),
+    ]
+    text = (ROOT / ".ci" / "requirements.txt").read_text(encoding="utf-8").replace("\\\n", "")
+    entries = [line for line in text.splitlines() if line and not line.lstrip().startswith("#")]
+    assert all("--hash=sha256:" in entry for entry in entries)
+    assert "://" not in text, "an address of whoever wrote it"
+    pinned: dict[str, list[str]] = {}
+    for entry in entries:
+        name, _, version = entry.partition(";")[0].partition(" --hash")[0].strip().partition("==")
+        pinned.setdefault(name, []).append(version)
+    for line in filter(str.strip, "\n".join(listed).splitlines()):
+        wanted = Requirement(line.strip())
+        versions = pinned[wanted.name.replace("_", "-").lower()]
+        assert all(wanted.specifier.contains(version) for version in versions), line
+
+
+SECRETS = re.compile(
+    rb"-----BEGIN [A-Z ]*PRIVATE KEY-----|\b(?:AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{36}|hf_[A-Za-z0-9]{34}"
+    rb"|pypi-[A-Za-z0-9_-]{80,}|sk-(?:proj-|ant-)?[A-Za-z0-9]{32,})"
+)
+
+
+def test_no_file_holds_what_looks_like_a_secret() -> None:
+    for folder in PUBLISHED:
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".gguf":
+                assert not SECRETS.search(path.read_bytes()), path
+
+
 def test_floors_leave_known_holes_out() -> None:
-    """starlette before 0.49.1 (CVE-2025-62727): no resolution may go below."""
+    """starlette before 0.49.1 (CVE-2025-62727), h11 before 0.16 (CVE-2025-43859): no resolution may go below."""
     wanted = {re.split(r"[ ;<>=!~\[(]", item)[0]: item for item in requires("velollm") or ()}
     assert ">=0.49.1" in wanted["starlette"].replace(" ", "")
+    assert ">=0.16" in wanted["h11"].replace(" ", "")
     assert all(">=" in item or "==" in item for item in wanted.values())
