@@ -130,7 +130,7 @@ class OpenAIBackend(Backend):
             return Embeddings(vectors=[], model=request.model)
         response = await self._post(self.prefix + "/embeddings", dump(encode_embed(request)), request)
         async with response:
-            return decode_embeddings(await response.read(), len(request.inputs), self.name)
+            return decode_embeddings(await response.read(), len(request.inputs), self.name, request.dimensions)
 
     async def count_tokens(self, request: ChatRequest) -> int:
         """Tokens of the prompt; only vLLM's `/tokenize` takes messages."""
@@ -219,6 +219,8 @@ def _explained(error: BackendRefused) -> VeloError:
         return ContextLengthExceeded(error.message)
     if error.status == 404 and "model" in error.message.lower():
         return ModelNotFound(error.message, param="model")
+    if "input is not supported" in error.message.lower():  # llama-server's words, with whatever status
+        return UnsupportedError(error.message, param=error.param)
     return error
 
 

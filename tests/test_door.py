@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from codecs import BOM_UTF8
 from typing import Any
 
+import orjson
 import pytest
 from support.asgi import Client, ask, until
 from support.backend import ScriptedBackend
@@ -195,6 +197,63 @@ async def test_failure_after_a_heartbeat_is_an_error_event() -> None:
     answer = await ask(app, "POST", PATHS["anthropic"], question("anthropic", stream=True))
     assert answer.status == 200
     assert "event: error" in answer.text
+
+
+@pytest.mark.parametrize(
+    "said", [b'{"error":{"message":"File Not Found","code":404}}', b"404 page not found", b'{"detail":"Not Found"}']
+)
+async def test_paths_that_the_engine_does_not_know_are_refused_in_the_clients_dialect(said: bytes) -> None:
+    backend = ScriptedBackend()
+    backend.replies = [(404, said)] * 3
+    app = VeloLLM(backend=backend)
+    batch = await ask(app, "POST", "/v1/messages/batches", b"{}")
+    assert (batch.status, batch.json["error"]["type"]) == (404, "not_found_error")
+    assert "/v1/messages/batches" in batch.json["error"]["message"]
+    stored = await ask(app, "GET", "/v1/responses/resp_1")
+    assert (stored.status, stored.json["error"]["code"]) == (404, "path_not_found")
+    assert isinstance((await ask(app, "GET", "/api/new")).json["error"], str)
+
+
+async def test_other_answers_to_unknown_paths_go_through() -> None:
+    backend = ScriptedBackend()
+    backend.replies = [(404, b'{"error":{"message":"No such file: x"}}'), (200, b"File Not Found")]
+    app = VeloLLM(backend=backend)
+    missing = await ask(app, "GET", "/v1/files/x")
+    assert (missing.status, missing.json["error"]["message"]) == (404, "No such file: x")
+    assert (await ask(app, "GET", "/v1/files/y")).text == "File Not Found"
+
+
+async def test_spoilt_base_urls() -> None:
+    app = VeloLLM(backend=ScriptedBackend())
+    for path in ("/v1/v1/messages", "/v1/messages/", "/messages"):
+        assert (await ask(app, "POST", path, question("anthropic"))).json["type"] == "message"
+    assert (await ask(app, "GET", "//v1/models/")).json["object"] == "list"
+
+
+async def test_a_byte_order_mark_is_no_part_of_the_request() -> None:
+    body = BOM_UTF8 + orjson.dumps(question("openai"))
+    answer = await ask(VeloLLM(backend=ScriptedBackend()), "POST", PATHS["openai"], body)
+    assert answer.status == 200
+
+
+async def test_nothing_to_embed_only_needs_the_model() -> None:
+    app = VeloLLM(backend=ScriptedBackend())
+    assert (await ask(app, "POST", "/api/embed", b'{"model":"tiny","input":""}')).json == {
+        "model": "tiny",
+        "embeddings": [],
+    }
+    assert (await ask(app, "POST", "/api/embeddings", b'{"model":"tiny"}')).json == {"embedding": []}
+    assert (await ask(app, "POST", "/api/embed", b'{"model":"missing"}')).status == 404
+    timed = (await ask(app, "POST", "/api/embed", b'{"model":"tiny","input":["a"]}')).json
+    assert timed["total_duration"] > 0
+    assert timed["load_duration"] == 0
+
+
+async def test_errors_about_models_are_anthropics_for_its_clients() -> None:
+    app = VeloLLM(backend=ScriptedBackend())
+    answer = await ask(app, "GET", "/v1/models/none", anthropic_version="2023-06-01")
+    assert (answer.status, answer.json["type"]) == (404, "error")
+    assert (await ask(app, "GET", "/v1/models/none")).json["error"]["code"] == "model_not_found"
 
 
 async def test_unknown_paths_are_forwarded_only_in_their_plain_spelling() -> None:

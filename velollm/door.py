@@ -27,11 +27,11 @@ from velollm.errors import (
     VeloError,
 )
 from velollm.exchange import Exchange
-from velollm.forward import forward, forward_known
-from velollm.messages import ChatEvent, ChatRequest, ModelInfo
+from velollm.forward import forward, forward_known, forward_unknown
+from velollm.messages import ChatEvent, ChatRequest, Embeddings, EmbedRequest, ModelInfo
 from velollm.prompts import answer_prompts
 
-__all__ = ["Door"]
+__all__ = ["ROUTES", "Door"]
 
 logger = logging.getLogger("velollm.door")
 
@@ -85,7 +85,7 @@ class Door:
             raise MethodNotAllowed(path, method, ROUTES[path])
         if not self.forward_unknown:
             raise PathNotFound(f"{path} is not served here")
-        return forward
+        return forward_unknown
 
     async def chat(self, exchange: Exchange, endpoint: ChatEndpoint) -> None:
         """Generate, streamed or whole."""
@@ -140,8 +140,13 @@ class Door:
         await exchange.read(self.max_body)
         request = endpoint.parse(exchange.payload, exchange.context)
         with DisconnectWatch(exchange.scope, exchange.receive):
-            result = await self.backend.embed(request)
+            result = await self._embedded(request)
         await exchange.json(endpoint.render(request, exchange.payload, result))
+
+    async def _embedded(self, request: EmbedRequest) -> Embeddings:
+        if request.inputs:
+            return await self.backend.embed(request)
+        return Embeddings(vectors=[], model=(await self.find_model(request.model)).id)
 
     async def find_model(self, name: str) -> ModelInfo:
         """The served model of this name, with or without Ollama's `:latest`; raises `ModelNotFound`."""

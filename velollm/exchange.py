@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from random import getrandbits
 from time import monotonic
 from typing import Any
@@ -54,6 +55,8 @@ class Exchange:
         self.respond = Responder(send)
         self.path = path
         self.dialect = dialect_of(path)
+        if path.startswith("/v1/models") and "anthropic-version" in headers:
+            self.dialect = "anthropic"
         self.body = b""
         self.payload: dict[str, Any] = {}
         self.context = RequestContext(
@@ -65,7 +68,9 @@ class Exchange:
 
     async def read(self, limit: int) -> None:
         """Read the body, of at most `limit` bytes, and parse it as a JSON object; check what headers wish for."""
-        self.body = await read_body(self.receive, self.context.client_headers, limit)
+        self.body = (await read_body(self.receive, self.context.client_headers, limit)).removeprefix(
+            BOM_UTF8
+        )  # of .NET
         self.payload = _parse_json(self.body)
         check_control_headers(self.context.client_headers)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import quote
 
 from velollm.asgi import ClientLeft, DisconnectWatch, Receive, Scope
@@ -14,10 +15,16 @@ if TYPE_CHECKING:
     from velollm.door import Door
     from velollm.exchange import Exchange
 
-__all__ = ["forward", "forward_known"]
+__all__ = ["forward", "forward_known", "forward_unknown"]
+
+Relay: TypeAlias = "Callable[[Exchange, HttpResponse], Awaitable[None]]"
 
 # Up to here a body is read before it is sent on, so that the client can be watched meanwhile; a larger one streams.
 SMALL_BODY = 1 << 20
+
+# How engines say that they do not know a path: llama-server, Ollama, and what is built on FastAPI.
+NO_SUCH_PATH = (b"File Not Found", b"404 page not found", b'{"detail":"Not Found"}')
+SHORT = 1024
 
 # What may travel to an engine besides the body. Credentials and cookies are the client's and ours, never the engine's.
 PASSED = frozenset(
@@ -27,6 +34,15 @@ PASSED = frozenset(
 
 async def forward(door: Door, exchange: Exchange) -> None:
     """Ask the backend, and send its answer back piece by piece."""
+    await _forward(door, exchange, _relay)
+
+
+async def forward_unknown(door: Door, exchange: Exchange) -> None:
+    """The same for a path that only the backend may know; where it does not, the client is told in its own dialect."""
+    await _forward(door, exchange, _relay_known)
+
+
+async def _forward(door: Door, exchange: Exchange, relay: Relay) -> None:
     request = HttpRequest(
         method=exchange.scope["method"],
         target=_target(exchange.scope, exchange.path),
@@ -35,12 +51,12 @@ async def forward(door: Door, exchange: Exchange) -> None:
     declared = exchange.context.client_headers.get("content-length", "0")
     if "transfer-encoding" in exchange.context.client_headers or not declared.isdigit() or int(declared) > SMALL_BODY:
         request.body = _pieces(exchange.receive)
-        await _relay(exchange, await door.backend.forward(request))
+        await relay(exchange, await door.backend.forward(request))
         return
     if declared != "0":
         request.body = b"".join([piece async for piece in _pieces(exchange.receive)])
     with DisconnectWatch(exchange.scope, exchange.receive):
-        await _relay(exchange, await door.backend.forward(request))
+        await relay(exchange, await door.backend.forward(request))
 
 
 async def forward_known(door: Door, exchange: Exchange) -> bool:
@@ -55,6 +71,22 @@ async def forward_known(door: Door, exchange: Exchange) -> bool:
             return False
         await _relay(exchange, response)
     return True
+
+
+async def _relay_known(exchange: Exchange, response: HttpResponse) -> None:
+    """Pass on an answer, unless it says no more than that there is no such path."""
+    length = next((value for name, value in response.headers if name == b"content-length"), b"")
+    if response.status == 404 and length.isdigit() and int(length) <= SHORT:
+        async with aclosing(response.body) as pieces:
+            body = b"".join([piece async for piece in pieces])
+        if any(words in body for words in NO_SUCH_PATH):
+            raise PathNotFound(f"{exchange.path[:200]} is known neither here nor to the engine")
+        response.body = _again(body)
+    await _relay(exchange, response)
+
+
+async def _again(body: bytes) -> AsyncGenerator[bytes, None]:
+    yield body
 
 
 async def _relay(exchange: Exchange, response: HttpResponse) -> None:

@@ -14,8 +14,9 @@ import orjson
 
 from velollm.asgi import OUTER_SCOPE, ASGIApp, Message, Receive, Scope, Send
 from velollm.backend import Backend, open_backend
-from velollm.door import Door
+from velollm.door import ROUTES, Door
 from velollm.exchange import dialect_of
+from velollm.spelling import as_served
 from velollm.stack import build
 
 if TYPE_CHECKING:
@@ -120,7 +121,8 @@ class VeloLLM:
     def path(self, path: str, root_path: str = "") -> str | None:
         """`path` relative to where VeloLLM is mounted and to its prefix; None when it lies outside."""
         relative = _below(path, root_path) or path  # some servers leave the mount's path out of `path`
-        return _below(relative, self.prefix)
+        found = _below(relative, self.prefix)
+        return found if found is None else as_served(found, ROUTES, alone=self.door.forward_unknown)
 
     def knows(self, method: str, path: str) -> bool:
         """Whether VeloLLM answers this itself, rather than the app below."""

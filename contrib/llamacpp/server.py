@@ -34,7 +34,7 @@ from velollm.errors import (
     UnsupportedError,
     VeloError,
 )
-from velollm.messages import ChatEvent, ChatRequest, EmbedRequest, ModelInfo, Usage
+from velollm.messages import ChatEvent, ChatRequest, EmbedRequest, Message, ModelInfo, Usage
 from velollm.transport import UpstreamResponse
 
 __all__ = ["LlamaServerBackend"]
@@ -185,6 +185,12 @@ class LlamaServerBackend(OpenAIBackend):
             raise UnsupportedError(f"{self.name} does not say which text its tokens stand for") from None
 
     def _once(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+        begun = "" if request.stream or request.prompt is not None else _begun(request.messages)
+        if begun:
+            return _without(begun, self._plainly(request))
+        return self._plainly(request)
+
+    def _plainly(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         if request.tools or has_tool_turns(request) or request.suffix is not None or request.echo or request.logprobs:
             return self._helped(request)
         return super().chat(request)
@@ -271,6 +277,20 @@ class LlamaServerBackend(OpenAIBackend):
             raise meant from error
 
 
+def _begun(messages: list[Message]) -> str:
+    """The beginning of the answer, where the client gave one: a last turn of the assistant."""
+    return messages[-1].text if messages and messages[-1].role == "assistant" else ""
+
+
+async def _without(begun: str, events: AsyncGenerator[ChatEvent, None]) -> AsyncGenerator[ChatEvent, None]:
+    """Whole answers without their given beginning, which llama-server repeats in these and leaves out of streams."""
+    async with aclosing(events):
+        async for event in events:
+            if event.text.startswith(begun):
+                event = attrs.evolve(event, text=event.text.removeprefix(begun), wire=None, raw=None)
+            yield event
+
+
 def _raw(piece: str | list[int]) -> bytes:
     """The bytes of a token; llama-server lists them where they are no whole characters."""
     return piece.encode() if isinstance(piece, str) else bytes(piece)
@@ -315,6 +335,6 @@ def _meant(error: BackendRefused | ContextLengthExceeded, name: str) -> VeloErro
         return Overloaded(f"{name} is still loading its model", code="model_loading", retry_after=RETRY_SECONDS)
     if "too large to process" in words:
         return ContextLengthExceeded(error.message, param=error.param)
-    if error.status == 501 or "input is not supported" in words:
+    if error.status == 501:
         return UnsupportedError(error.message, param=error.param)
     return error

@@ -23,6 +23,7 @@ from velollm.api.ollama.upstream import (
     encode_embed,
     encode_generate,
     encode_think,
+    first_image,
     goes_as_it_came,
     request_body,
     wire_of,
@@ -261,7 +262,10 @@ class OllamaBackend(Backend):
 
     async def _fitting(self, request: ChatRequest, forced: ForcedCall | None) -> ChatRequest:
         """The request as the model can take it: a forced call as the shape of its answer, tools in words where it knows
-        none, thinking where it can."""
+        none, thinking where it can; images only for a model that sees."""
+        place = first_image(request)
+        if place is not None and (await self.facts(request.model)).blind:
+            raise UnsupportedError(f"the model {request.model!r} sees no images: send text", param=place)
         if request.tools and request.tool_choice is not None and request.tool_choice.mode == "none":
             request = request.replace(tools=[], tool_choice=None)
         if forced is not None:

@@ -18,11 +18,13 @@ LEVELS = frozenset({"gptoss", "gpt-oss"})  # families that think at different le
 
 @attrs.frozen(kw_only=True)
 class ModelFacts:
-    """What `/api/show` says of one model; `levels` that it thinks at levels, not only at all."""
+    """What `/api/show` says of one model; `levels` that it thinks at levels, not only at all; `blind` that it does not
+    see images, which it then leaves out without a word."""
 
     capabilities: tuple[str, ...] = ()
     context_length: int | None = None
     levels: bool = False
+    blind: bool = False
 
 
 def full_name(name: str) -> str:
@@ -45,6 +47,7 @@ def read_facts(answer: JSON) -> ModelFacts:
         capabilities=words,
         context_length=context if type(context) is int else None,
         levels=family in LEVELS,
+        blind=isinstance(capabilities, list) and "vision" not in words,
     )
 
 

@@ -44,6 +44,7 @@ def test_absent_and_null_are_the_same() -> None:
         (values.get_bool, 0, "x must be a boolean, not an integer"),
         (values.get_int, True, "x must be an integer, not a boolean"),
         (values.get_int, 1.5, "x must be an integer, not a number"),
+        (values.get_int, 1e30, "x is too large for an integer: send one of 64 bits"),
         (values.get_int, math.inf, "x must be an integer, not a number"),
         (values.get_number, "1", "x must be a number, not a string"),
         (values.get_number, math.nan, "x must be a finite number"),

@@ -545,3 +545,23 @@ async def test_counting(backend: LlamaServerBackend, engine: Engine) -> None:
 
 async def test_embeddings(backend: LlamaServerBackend) -> None:
     assert (await backend.embed(EmbedRequest(inputs=["a"]))).vectors == [[0.5]]
+
+
+async def test_a_given_beginning_is_not_repeated(backend: LlamaServerBackend, engine: Engine) -> None:
+    """llama-server repeats it in whole answers, and leaves it out of streams."""
+    turns = [Message(role="user", content="Hi"), Message(role="assistant", content="Good ")]
+    engine.words = ["Good ", "day"]
+    assert (await answer(backend, ask(messages=turns))).choices[0].text == "day"
+    engine.words = ["day"]
+    assert (await answer(backend, ask(messages=turns))).choices[0].text == "day"
+    assert (await answer(backend, ask(messages=turns, stream=True))).choices[0].text == "day"
+    engine.words = ["Good ", "day"]
+    assert (await answer(backend, ask())).choices[0].text == "Good day"
+
+
+async def test_vectors_have_the_dimensions_that_were_asked_for(backend: LlamaServerBackend, engine: Engine) -> None:
+    engine.answers["/v1/embeddings"] = lambda request: httpx.Response(
+        200, json={"data": [{"index": 0, "embedding": [3.0, 4.0, 12.0]}]}
+    )
+    assert (await backend.embed(EmbedRequest(model="m", inputs=["a"], dimensions=2))).vectors == [[0.6, 0.8]]
+    assert (await backend.embed(EmbedRequest(model="m", inputs=["a"], dimensions=3))).vectors == [[3.0, 4.0, 12.0]]

@@ -60,7 +60,7 @@ SEARCH = Tool(name="search", parameters={"type": "object", "properties": {"query
 
 
 class Engine(ScriptedEngine):
-    """An Ollama with the models `model` and `gpt`, which think and call, and `plain`; it answers the pieces `says`."""
+    """An Ollama with the models `model` and `gpt`, which think, call and see, and `plain`; it answers `says`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class Engine(ScriptedEngine):
         model = orjson.loads(request.content)["model"]
         if model not in ("model", "plain", "gpt"):
             return httpx.Response(404, json={"error": f"model '{model}' not found"})
-        able = ["completion"] if model == "plain" else ["completion", "tools", "thinking"]
+        able = ["completion"] if model == "plain" else ["completion", "tools", "thinking", "vision"]
         info = {"general.architecture": "qwen3", "qwen3.context_length": 40960}
         family = "gptoss" if model == "gpt" else self.family
         return httpx.Response(200, json={"capabilities": able, "details": {"family": family}, "model_info": info})
@@ -271,6 +271,25 @@ async def test_images_are_never_fetched(backend: OllamaBackend, engine: Engine) 
         await collect(backend, ask(messages=[Message(role="user", content=remote)]))
     assert caught.value.param == "messages[0].content[0]"
     assert engine.seen == []
+
+
+@pytest.mark.parametrize("door", [Chat(), Generate()])
+async def test_images_are_refused_for_a_model_that_would_not_see_them(
+    backend: OllamaBackend, engine: Engine, door: Chat | Generate
+) -> None:
+    """An Ollama leaves them out without a word."""
+    image = "iVBORw0KGgo="
+    said = {"messages": [{"role": "user", "content": "x", "images": [image]}], "prompt": "x", "images": [image]}
+    payload = {key: value for key, value in said.items() if (key == "messages") is (door.wire == "ollama.chat")}
+    for model, sees in (("plain", False), ("model", True)):
+        body = orjson.dumps({**payload, "model": model})
+        request = door.parse(orjson.loads(body), body, RequestContext())
+        if sees:
+            assert await collect(backend, request)
+            continue
+        with pytest.raises(UnsupportedError, match="sees no images"):
+            await collect(backend, request)
+        assert engine.asked("/api/chat") == engine.asked("/api/generate") == []
 
 
 async def test_logit_bias_is_refused_rather_than_ignored(backend: OllamaBackend) -> None:
@@ -635,6 +654,7 @@ def test_urls_that_are_none() -> None:
 
 def test_facts_of_older_versions() -> None:
     assert read_facts({"template": "{{ .Tools }} {{ .Suffix }}"}).capabilities == ("completion", "tools", "insert")
+    assert not read_facts({"template": "{{ .Tools }}"}).blind
     assert read_facts({"template": 5, "details": 5, "model_info": []}).capabilities == ("completion",)
     assert (full_name("a"), full_name("h:5/a"), full_name("a:b")) == ("a:latest", "h:5/a:latest", "a:b")
     assert loaded_context({"models": [{"name": "a:latest"}, 5]}, "a") is None

@@ -39,6 +39,7 @@ class ScriptedBackend(Backend):
         self.capabilities = Capabilities(dialects=dialects)
         self.requests: list[ChatRequest] = []
         self.forwarded: list[tuple[str, str, bytes]] = []
+        self.replies: list[tuple[int, bytes]] = []  # to what is forwarded: status and body, one after the other
         self.running = 0
         self.cancelled = 0
         self.closed = 0
@@ -88,10 +89,17 @@ class ScriptedBackend(Backend):
     async def forward(self, request: HttpRequest) -> HttpResponse:
         body = request.body if isinstance(request.body, bytes) else b"".join([piece async for piece in request.body])
         self.forwarded.append((request.method, request.target, body))
+        if self.replies:
+            status, reply = self.replies.pop(0)
+            return HttpResponse(status=status, headers=[(b"content-length", b"%d" % len(reply))], body=_said(reply))
         return HttpResponse(status=200, headers=[(b"content-type", b"application/x-ndjson")], body=_progress())
 
     async def aclose(self) -> None:
         self.closed += 1
+
+
+async def _said(reply: bytes) -> AsyncGenerator[bytes, None]:
+    yield reply
 
 
 async def _progress() -> AsyncGenerator[bytes, None]:

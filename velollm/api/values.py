@@ -184,8 +184,10 @@ def get_int(
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int):
-        if not (isinstance(value, float) and abs(value) < EXACT and value.is_integer()):
+        if not (isinstance(value, float) and value.is_integer()):
             _wrong(at(path, key), "an integer", value)
+        if abs(value) >= EXACT:
+            fail(at(path, key), "is too large for an integer: send one of 64 bits")
         value = int(value)
     _in_range(value, low, high, at(path, key))
     return value

@@ -256,6 +256,7 @@ def test_threads_are_refused_with_the_code_that_makes_the_sdk_resend_everything(
         ({"top_p": -1}, "top_p"),
         ({"top_k": -1}, "top_k"),
         ({"stop_sequences": "x"}, "stop_sequences"),
+        ({"stop_sequences": [""]}, "stop_sequences"),
         ({"stream": "yes"}, "stream"),
         ({"system": 5}, "system"),
         ({"system": [{"type": "image"}]}, "system[0].type"),

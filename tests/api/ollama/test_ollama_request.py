@@ -246,7 +246,10 @@ def test_embeddings() -> None:
     assert Embed().parse({"model": "m", "input": "a", "dimensions": 0}, RequestContext()).dimensions is None
     assert Embed().parse({"model": "m", "input": []}, RequestContext()).inputs == []
     assert LegacyEmbeddings().parse({"model": "m", "prompt": "a"}, RequestContext()).inputs == ["a"]
-    for bad in ({"input": "a"}, {"model": "m"}, {"model": "m", "input": [[1]]}, {"model": "m", "input": 5}):
+    for nothing in ({}, {"input": None}, {"input": ""}, {"prompt": ""}):  # loads the model, as with Ollama
+        assert Embed().parse({"model": "m", **nothing}, RequestContext()).inputs == []
+        assert LegacyEmbeddings().parse({"model": "m", **nothing}, RequestContext()).inputs == []
+    for bad in ({"input": "a"}, {"model": "m", "input": [[1]]}, {"model": "m", "input": 5}):
         with pytest.raises(RequestError):
             Embed().parse(bad, RequestContext())
 

@@ -136,6 +136,8 @@ def test_model_may_be_left_to_the_backend() -> None:
         ({"logprobs": 2}, "logprobs"),
         ({"stop": ["a"] * 17}, "stop"),
         ({"stop": ["a", 1]}, "stop[1]"),
+        ({"stop": ["a", ""]}, "stop"),
+        ({"stop": ""}, "stop"),
         ({"logit_bias": {"1": 101}}, "logit_bias.1"),
         ({"logit_bias": {"1": None}}, "logit_bias.1"),
         ({"tools": {}}, "tools"),

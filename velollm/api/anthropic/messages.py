@@ -103,7 +103,7 @@ def _parse(payload: JSON, body: bytes, context: RequestContext) -> ChatRequest:
         temperature=get_number(payload, "temperature", low=0, high=1),
         top_p=get_number(payload, "top_p", low=0, high=1),
         top_k=get_int(payload, "top_k", low=0, high=INT32),
-        stop=get_str_list(payload, "stop_sequences") or [],
+        stop=_stops(payload),
         think=_think(payload),
         stream=get_bool(payload, "stream") or False,
         include_usage=True,
@@ -140,6 +140,13 @@ def _refuse_stateful(payload: JSON) -> None:
 def _user(payload: JSON) -> str | None:
     metadata = get_object(payload, "metadata") or {}
     return get_str(metadata, "user_id", "metadata")
+
+
+def _stops(payload: JSON) -> list[str]:
+    stops = get_str_list(payload, "stop_sequences") or []
+    if "" in stops:
+        fail("stop_sequences", "must not hold an empty string: leave it out")
+    return stops
 
 
 def _think(payload: JSON) -> bool | str | None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, TypeAlias
 
+from velollm.api.ollama.answer import Clock
 from velollm.api.ollama.options import extra_fields, read_keep_alive
 from velollm.api.values import at, expect_list, fail, get_bool, get_int, get_object, get_str, kind, need_str
-from velollm.messages import Embeddings, EmbedRequest, RequestContext
+from velollm.messages import Embeddings, EmbedRequest, RequestContext, Timings
 
 __all__ = ["Embed", "LegacyEmbeddings"]
 
@@ -21,6 +22,9 @@ class Embed:
 
     dialect: ClassVar[str] = "ollama"
 
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock or Clock()
+
     def parse(self, payload: JSON, context: RequestContext) -> EmbedRequest:
         """Read the request; `input` is a string or an array of strings."""
         return _request(payload, _inputs(payload.get("input")), "input", context)
@@ -28,10 +32,15 @@ class Embed:
     def render(self, request: EmbedRequest, payload: JSON, result: Embeddings) -> JSON:
         """The answer: vectors in the order of the inputs, durations in nanoseconds."""
         body: JSON = {"model": request.model, "embeddings": result.vectors}
-        if result.timings is not None:
-            for name, value in (("total_duration", result.timings.total), ("load_duration", result.timings.load)):
-                if value is not None:
-                    body[name] = round(value * SECOND)
+        if not result.vectors:
+            return body
+        timings = result.timings or Timings()
+        began = request.context.marks.get("received")
+        passed = None if began is None else self._clock.monotonic() - began
+        total = passed if timings.total is None else timings.total
+        if total is not None:
+            body["total_duration"] = round(total * SECOND)
+            body["load_duration"] = round((timings.load or 0.0) * SECOND)
         body["prompt_eval_count"] = result.prompt_tokens
         return body
 
@@ -43,7 +52,7 @@ class LegacyEmbeddings:
 
     def parse(self, payload: JSON, context: RequestContext) -> EmbedRequest:
         """Read the request; the text is in `prompt`."""
-        return _request(payload, [get_str(payload, "prompt") or ""], "prompt", context)
+        return _request(payload, _inputs(get_str(payload, "prompt")), "prompt", context)
 
     def render(self, request: EmbedRequest, payload: JSON, result: Embeddings) -> JSON:
         """The answer."""
@@ -64,6 +73,9 @@ def _request(payload: JSON, inputs: list[str], field: str, context: RequestConte
 
 
 def _inputs(value: Any) -> list[str]:
+    """The texts; an empty one alone, or nothing, is none: only the model is to be made ready."""
+    if value is None or value == "":
+        return []
     if isinstance(value, str):
         return [value]
     items = expect_list(value, "input")

@@ -33,6 +33,7 @@ __all__ = [
     "encode_embed",
     "encode_generate",
     "encode_think",
+    "first_image",
     "goes_as_it_came",
     "request_body",
     "wire_of",
@@ -139,6 +140,16 @@ def encode_think(think: bool | str, *, thinks: bool, levels: bool) -> bool | str
     if isinstance(think, str):
         return LEVELS.get(think, "medium") if levels else True
     return think
+
+
+def first_image(request: ChatRequest) -> str | None:
+    """Where the first image stands that is sent along, or None."""
+    for number, message in enumerate(request.messages):
+        if isinstance(message.content, list):
+            for place, part in enumerate(message.content):
+                if isinstance(part, ImagePart) and part.data is not None:
+                    return f"messages[{number}].content[{place}]"
+    return None
 
 
 def _shared(request: ChatRequest) -> JSON:

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import orjson
 
+from velollm.api.openai.vectors import shortened
 from velollm.errors import BackendProtocolError
 from velollm.messages import Embeddings, Timings
 
@@ -31,7 +32,7 @@ def decode_embeddings(body: bytes, count: int, dimensions: int | None, backend: 
         problem = f"{backend} answered with {len(vectors)} embeddings for {count} inputs"
         raise BackendProtocolError(problem, backend=backend)
     if dimensions is not None:
-        vectors = [_cut(vector, dimensions) for vector in vectors]
+        vectors = [shortened(vector, dimensions) for vector in vectors]
     total, load = answer.get("total_duration"), answer.get("load_duration")
     tokens = answer.get("prompt_eval_count")
     return Embeddings(
@@ -50,12 +51,3 @@ def _vector(value: Any) -> list[float]:
     if not all(type(number) in (float, int) and math.isfinite(number) for number in value):
         raise ValueError("embedding")
     return value
-
-
-def _cut(vector: list[float], dimensions: int) -> list[float]:
-    """The leading dimensions, of length one again."""
-    if len(vector) <= dimensions:
-        return vector
-    cut = vector[:dimensions]
-    length = math.sqrt(sum(number * number for number in cut))
-    return [number / length for number in cut] if length else cut

@@ -69,7 +69,10 @@ def _rare(payload: JSON) -> JSON:
 
 
 def _stop(payload: JSON, key: str) -> list[str] | None:
-    return get_str_list(payload, key, lone=True, max_length=MOST_STOPS)
+    stops = get_str_list(payload, key, lone=True, max_length=MOST_STOPS)
+    if stops and "" in stops:  # engines would stop at once
+        fail(key, "must not hold an empty string: leave it out")
+    return stops
 
 
 def _number(low: float, high: float | None = None) -> Reader:

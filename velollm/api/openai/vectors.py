@@ -13,13 +13,16 @@ from velollm.api.openai.whole import json_object
 from velollm.errors import BackendProtocolError
 from velollm.messages import Embeddings
 
-__all__ = ["decode_embeddings"]
+__all__ = ["decode_embeddings", "shortened"]
 
 JSON: TypeAlias = dict[str, Any]
 
 
-def decode_embeddings(body: bytes, count: int, backend: str) -> Embeddings:
-    """The `count` vectors of an embeddings answer. Raises as `decode_answer` does."""
+def decode_embeddings(body: bytes, count: int, backend: str, dimensions: int | None = None) -> Embeddings:
+    """The `count` vectors of an embeddings answer, of at most `dimensions` (llama-server knows no such field).
+
+    Raises as `decode_answer` does.
+    """
     answer = json_object(body, backend)
     vectors: list[list[float] | None] = [None] * count
     try:
@@ -34,10 +37,19 @@ def decode_embeddings(body: bytes, count: int, backend: str) -> Embeddings:
     usage = read_usage(answer)
     model = answer.get("model")
     return Embeddings(
-        vectors=found,
+        vectors=found if dimensions is None else [shortened(vector, dimensions) for vector in found],
         model=model if isinstance(model, str) else "",
         prompt_tokens=usage.prompt_tokens if usage else 0,
     )
+
+
+def shortened(vector: list[float], dimensions: int) -> list[float]:
+    """The leading dimensions, of length one again."""
+    if len(vector) <= dimensions:
+        return vector
+    cut = vector[:dimensions]
+    length = math.sqrt(sum(number * number for number in cut))
+    return [number / length for number in cut] if length else cut
 
 
 def _vector(value: Any) -> list[float]:
