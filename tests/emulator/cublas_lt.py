@@ -8,8 +8,9 @@ attribute of the wrong size, an algorithm that no heuristic gave for these descr
 from __future__ import annotations
 
 import ctypes as c
+from collections.abc import Callable
 from itertools import count
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -31,9 +32,11 @@ SIZES = {
 
 
 class FakeCublasLt:
-    """`calls` are the names of what was called; `alive` counts objects; `failing` maps names to statuses."""
+    """`calls` are the names of what was called; `alive` counts objects; `failing` maps names to statuses. A product is
+    computed when `submit` runs it, for its stream: by default at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, submit: Callable[[int, Callable[[], None]], object] = lambda stream, task: task()) -> None:
+        self._submit = submit
         self.calls: list[str] = []
         self.failing: dict[str, int] = {}
         self._objects: dict[int, Any] = {}
@@ -136,7 +139,7 @@ class FakeCublasLt:
         c_pointer: int, c_: int, d_pointer: int, d: int, algorithm: Any, workspace: int, size: int, stream: int,
     ) -> None:  # fmt: skip
         assert self._objects[handle] == "handle"
-        says = self._objects[operation]
+        says = dict(self._objects[operation])
         layouts = [self._objects[one] for one in (a, b, c_, d)]
         data = algorithm[0].data
         assert data[0] == operation, "an algorithm of another operation"
@@ -147,25 +150,40 @@ class FakeCublasLt:
         assert size >= WORKSPACE
         factors = [c.c_float.from_address(one).value for one in (alpha, beta)]
         assert factors[1] == 0 or c_pointer
-        left, right = (_matrix(*pair) for pair in ((a_pointer, layouts[0]), (b_pointer, layouts[1])))
-        if says.get(Attribute.CUBLASLT_MATMUL_DESC_TRANSA, 0) == Operation.CUBLAS_OP_T:
-            left = left.T
-        if says.get(Attribute.CUBLASLT_MATMUL_DESC_TRANSB, 0) == Operation.CUBLAS_OP_T:
-            right = right.T
-        scalar, rows, columns, leading = layouts[3]
-        assert left.shape[1] == right.shape[0]
-        assert (left.shape[0], right.shape[1]) == (rows, columns)
-        product = factors[0] * (left @ right)
-        if factors[1]:
-            product += factors[1] * _matrix(c_pointer, layouts[2])
-        if says.get(Attribute.CUBLASLT_MATMUL_DESC_EPILOGUE) == Epilogue.CUBLASLT_EPILOGUE_BIAS:
-            bias = Array(pointer=says[Attribute.CUBLASLT_MATMUL_DESC_BIAS_POINTER], shape=(rows,), scalar=scalar)
-            product += widened(bias.view(), scalar)[:, None]
-        target = Array(pointer=d_pointer, shape=(columns, leading), scalar=scalar).view()
-        target[:, :rows] = rounded(product.T, scalar)
+        pairs = tuple(zip((a_pointer, b_pointer, c_pointer, d_pointer), layouts, strict=True))
+        left, right = (_shape(says, *one) for one in (("A", layouts[0]), ("B", layouts[1])))
+        assert left[1] == right[0]
+        assert (left[0], right[1]) == layouts[3][1:3] == layouts[2][1:3]
+        self._submit(stream or 0, lambda: _multiply(says, pairs, *factors))
 
 
-def _matrix(pointer: int, layout: tuple[str, int, int, int]) -> npt.NDArray[np.float32]:
+Layout: TypeAlias = tuple[str, int, int, int]  # type of numbers, rows, columns, leading dimension
+
+
+def _multiply(says: dict[Any, int], pairs: tuple[tuple[int, Layout], ...], alpha: float, beta: float) -> None:
+    """D = alpha op(A) op(B) + beta C, and the epilogue."""
+    left, right = (
+        _matrix(*pair).T if _turned(says, letter) else _matrix(*pair) for letter, pair in zip("AB", pairs, strict=False)
+    )
+    product = alpha * (left @ right)
+    if beta:
+        product += beta * _matrix(*pairs[2])
+    pointer, (scalar, rows, columns, leading) = pairs[3]
+    if says.get(Attribute.CUBLASLT_MATMUL_DESC_EPILOGUE) == Epilogue.CUBLASLT_EPILOGUE_BIAS:
+        bias = Array(pointer=says[Attribute.CUBLASLT_MATMUL_DESC_BIAS_POINTER], shape=(rows,), scalar=scalar)
+        product += widened(bias.view(), scalar)[:, None]
+    Array(pointer=pointer, shape=(columns, leading), scalar=scalar).view()[:, :rows] = rounded(product.T, scalar)
+
+
+def _turned(says: dict[Any, int], letter: str) -> bool:
+    return says.get(Attribute[f"CUBLASLT_MATMUL_DESC_TRANS{letter}"], 0) == Operation.CUBLAS_OP_T
+
+
+def _shape(says: dict[Any, int], letter: str, layout: Layout) -> tuple[int, int]:
+    return (layout[2], layout[1]) if _turned(says, letter) else (layout[1], layout[2])
+
+
+def _matrix(pointer: int, layout: Layout) -> npt.NDArray[np.float32]:
     """[rows, columns] of a matrix whose columns lie one after another."""
     scalar, rows, columns, leading = layout
     stored = Array(pointer=pointer, shape=(columns, leading), scalar=scalar).view()

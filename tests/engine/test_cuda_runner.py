@@ -145,6 +145,11 @@ def test_blocks_are_copied_carried_away_and_brought_back(tiny: Path) -> None:
     assert np.array_equal(pages[:, 6], before[:, 2]), "it uses block 0, which was on its way"
     assert runner._moves._leaving == []
     assert runner._moves._kept == {}
+    runner.apply([Export(10, 0, (7,), 16), Discard(10)])
+    runner.execute([chunk])
+    assert len(runner._moves._leaving) == 1, "memory that may still be written to stays"
+    runner.execute([chunk])
+    assert runner._moves._leaving == []
     runner.apply([Export(9, 0, (6,), 16), Copy(4, 6, 16)])
     assert np.array_equal(runner._moves._kept[9].view()[:, 0], before[:, 2]), "a copy waits as well"
     runner.close()

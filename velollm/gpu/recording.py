@@ -104,14 +104,18 @@ class Recorder:
 
     def launch(self, kernel: Kernel, *, grid: Grid, block: int, arguments: Sequence[Argument], shared: int = 0) -> None:
         """Note the launch."""
-        passed = tuple(_unlent(one) if isinstance(one, Array) else one for one in arguments)
+        passed = tuple(self._noted(one) if isinstance(one, Array) else one for one in arguments)
         self.work.append(_Launch(kernel=kernel, grid=grid, block=block, arguments=passed, shared=shared))
 
     def multiply(self, x: Array, weight: Array, *, bias: Array | None = None, out: Array | None = None) -> Array:
         """Note the product."""
         out = self.empty(product_shape(x, weight, out, bias), x.scalar) if out is None else out
-        self.work.append(_Product(x=_unlent(x), weight=_unlent(weight), bias=bias, out=_unlent(out)))
+        self.work.append(_Product(x=self._noted(x), weight=self._noted(weight), bias=bias, out=self._noted(out)))
         return out
+
+    def _noted(self, array: Array) -> Array:
+        """The array as work holds it: its loan ends when whoever records lets go of it, for the arena stays."""
+        return attrs.evolve(array, owner=self.arena) if isinstance(array.owner, _Loan) else array
 
     def pinned(self, shape: Sequence[int], scalar: str) -> Array:
         """See `Executor.pinned`."""
@@ -144,11 +148,6 @@ class Recorder:
     def wait_for(self, other: Executor) -> None:
         """Work is noted for one stream."""
         raise _unfit("waits for another stream")
-
-
-def _unlent(array: Array) -> Array:
-    """The array as work holds it: a loan ends when whoever records lets go of it, for the arena keeps the memory."""
-    return attrs.evolve(array, owner=None) if isinstance(array.owner, _Loan) else array
 
 
 def _unfit(what: str) -> TypeError:
