@@ -89,6 +89,7 @@ class ResponseCache:
         self._store: Store = open_store(store, self.size, clock) if isinstance(store, str) else store
         self._store.on_forget = self._forget
         self.store_blocks = self._store.may_block
+        self.store_persists = self._store.persistent
         # In memory, an entry gets the key of its canonical form when one comes that might be the same.
         self._names_later = self._store if isinstance(self._store, MemoryStore) else None
         self._soon = Soon()

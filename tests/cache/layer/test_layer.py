@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 from collections import Counter
 from collections.abc import AsyncGenerator
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -420,3 +423,13 @@ async def test_closing_closes_what_it_owns() -> None:
         await on.layer.aclose()
         assert on.backend.closed == 1  # type: ignore[attr-defined]
         assert len(on.layer.cache.entries()) == (0 if owns else 1)
+
+
+async def test_what_was_answered_is_where_a_crash_cannot_lose_it(tmp_path: Path) -> None:
+    path = tmp_path / "cache.db"
+    stack = Counting(kept={"store": f"sqlite:{path}"})
+    for number in range(1, 6):
+        await stack.ask(f"How do I boil {number} eggs?")
+        with closing(sqlite3.connect(path)) as other:
+            assert other.execute("SELECT count(*) FROM entries").fetchone() == (number,)
+    await stack.layer.aclose()

@@ -41,6 +41,8 @@ HEADER = "x-velollm-cache"
 BACKEND_HEADER = "x-velollm-backend"
 TRUNCATED_HEADER = "x-velollm-truncated"
 SOON_SECONDS = 0.02
+# So long the end of an answer waits for a store that outlives us: what was answered is not lost with this process.
+WRITTEN_SECONDS = 0.04
 # Headers of a request that change what the layers below answer.
 DECIDING_HEADERS = ("x-velollm-tool-calls",)
 CREDENTIALS = ("authorization", "x-api-key", "cookie")
@@ -211,8 +213,10 @@ class CacheLayer(Layer):
 
     async def off_loop(self, asked: Request, call: Callable[..., T], *arguments: Any) -> T:
         """Call the cache: in a thread where its store or its embedder takes time."""
-        if not self.takes_time(asked):
-            return call(*arguments)
+        return await self.in_thread(call, *arguments) if self.takes_time(asked) else call(*arguments)
+
+    async def in_thread(self, call: Callable[..., T], *arguments: Any) -> T:
+        """Call the cache in a thread."""
         if isinstance(self.cache.embedder, BackendEmbedder):
             self.cache.embedder.bind(asyncio.get_running_loop())
         return await asyncio.to_thread(call, *arguments)
@@ -259,8 +263,8 @@ class _Landing:
         """The answer is there in full."""
         layer, asked = self._layer, self._asked
         keep = partial(self._keep, layer.now() - self._began, layer.cache.now())
-        if layer.takes_time(asked):
-            await layer.off_loop(asked, keep)
+        if layer.takes_time(asked) or layer.cache.store_persists:
+            await layer.in_thread(keep)
         elif "semantic" in asked.eligibility.tiers:  # then there is more to it than the store
             keep()
         else:
@@ -284,7 +288,9 @@ class _Landing:
                 self._layer.count("semantic", "shadow")
         elif asked.eligibility.read and "semantic" in asked.eligibility.tiers:
             cache.record_shadow(asked, self._found.shadow, kept, route=self._route, seconds=seconds, tags=tags)
-        cache.keep(asked, kept, tags=tags, now=now)
+        receipt = cache.keep(asked, kept, tags=tags, now=now)
+        if cache.store_persists and not cache.store_degraded:
+            receipt.wait(WRITTEN_SECONDS)
 
 
 def _flight_key(asked: Request, request: ChatRequest) -> tuple[object, ...] | None:
