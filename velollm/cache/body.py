@@ -23,6 +23,7 @@ _FIELDS: Final = (
 )  # fmt: skip
 _VALUES: Final = attrgetter(*_FIELDS)
 _UNSAID: Final = _VALUES(ChatRequest())
+_PLAIN: Final = frozenset({str, int, float, bool, list, dict})
 _EMPTY: Final[tuple[object, ...]] = ([], (), {}, "")
 # Where a prompt is cached by the engine says nothing of what is asked.
 _NO_CONTENT: Final = frozenset({"cache_control"})
@@ -34,7 +35,7 @@ def chat_body(request: ChatRequest) -> dict[str, Any]:
     body = dict(request.extra)
     for name, value, unsaid in zip(_FIELDS, _VALUES(request), _UNSAID, strict=True):
         if value is not unsaid and value != unsaid and value not in _EMPTY:
-            body[name] = attrs.asdict(value) if attrs.has(type(value)) else value
+            body[name] = value if type(value) in _PLAIN or not attrs.has(type(value)) else attrs.asdict(value)
     if request.tools:
         body["tools"] = [attrs.asdict(tool) for tool in request.tools]
     messages = [_message(message) for message in request.messages]
