@@ -115,7 +115,10 @@ class Responder:
 
 def encode_headers(headers: Mapping[str, str]) -> Headers:
     """Header names and values as ASGI wants them; what Latin-1 cannot carry is replaced, line breaks are dropped."""
-    return [(NAMES.get(name) or _name(name), _wire(value)) for name, value in headers.items()]
+    return [
+        (NAMES.get(name) or _name(name), value.encode() if value.isascii() and value.isprintable() else _wire(value))
+        for name, value in headers.items()
+    ]
 
 
 MOST_NAMES = 256
@@ -130,8 +133,6 @@ def _name(name: str) -> bytes:
 
 
 def _wire(text: str) -> bytes:
-    if text.isprintable() and text.isascii():
-        return text.encode()
     return text.replace("\r", "").replace("\n", " ").encode("latin-1", "replace")
 
 

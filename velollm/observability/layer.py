@@ -172,12 +172,12 @@ class _Watch:
         return marks["sent"] - marks["queued"] if "queued" in marks and "sent" in marks else 0.0
 
     def _server_timing(self, prefill: float | None, total: float | None = None) -> str:
-        phases = [f"queue;dur={_ms(self._queued())}"] if "sent" in self._context.marks else []
+        phases = f"queue;dur={1000 * self._queued():.1f}" if "sent" in self._context.marks else ""
         if prefill is not None:
-            phases.append(f"prefill;dur={_ms(prefill)}")
+            phases += f", prefill;dur={1000 * max(prefill, 0.0):.1f}"
         if total is not None:
-            phases.append(f"total;dur={_ms(total)}")
-        return ", ".join(phases)
+            phases += f", total;dur={1000 * total:.1f}"
+        return phases.removeprefix(", ")
 
     def _log(self, total: float) -> None:
         kept = CURRENT.get()

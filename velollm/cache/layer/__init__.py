@@ -30,7 +30,7 @@ from velollm.cache.request import Request
 from velollm.cache.response_cache import Mode, ResponseCache
 from velollm.cache.results import Found
 from velollm.collector import Collector
-from velollm.control_headers import CACHE_TTL
+from velollm.control_headers import CACHE_TTL, TOOL_CALLS
 from velollm.messages import ChatEvent, ChatRequest, RequestContext
 
 __all__ = ["HEADER", "CacheLayer", "cache_of", "key_tag"]
@@ -43,8 +43,6 @@ TRUNCATED_HEADER = "x-velollm-truncated"
 SOON_SECONDS = 0.02
 # So long the end of an answer waits for a store that outlives us: what was answered is not lost with this process.
 WRITTEN_SECONDS = 0.04
-# Headers of a request that change what the layers below answer.
-DECIDING_HEADERS = ("x-velollm-tool-calls",)
 CREDENTIALS = ("authorization", "x-api-key", "cookie")
 
 T = TypeVar("T")
@@ -155,20 +153,17 @@ class CacheLayer(Layer):
     def _prepare(self, request: ChatRequest, controls: Controls) -> Request:
         headers = request.context.client_headers
         body = chat_body(request)
-        variant = [headers.get(name, "") for name in DECIDING_HEADERS]
+        variant = headers.get(TOOL_CALLS, "")  # what the layers below make of the answer
         model = None if self._models is None else self._models.get(request.model)
-        if model is not None:
-            variant.append(model.digest)
-            if model.digest and "thinking" not in model.capabilities:  # without a digest, it is only a guess
+        if model is not None and model.digest:
+            variant = f"{variant}\n{model.digest}" if variant else model.digest
+            if "thinking" not in model.capabilities:  # without a digest, it is only a guess
                 body.pop("think", None)
-        return self.cache.prepare(
-            self._tenant(request.context),
-            body,
-            controls,
-            variant="\n".join(variant).strip(),
-        )
+        return self.cache.prepare(self._tenant(request.context), body, controls, variant=variant)
 
     def _tenant(self, context: RequestContext) -> str | None:
+        if not (context.tenant or context.salt or self._by_credentials or self._tenant_header):
+            return None
         headers = context.client_headers
         parts = [context.tenant, context.salt]  # whoever gets the name of a revoked key gets none of its answers
         if self._by_credentials:
