@@ -21,7 +21,7 @@ from velollm.contrib.llamacpp.plan import this_machine
 from velollm.contrib.llamacpp.resumed import likely_tokens, rest_of, said_tokens
 from velollm.contrib.velo.answer import ChoiceWriter
 from velollm.contrib.velo.capabilities import CAPABILITIES
-from velollm.contrib.velo.plan import EnginePlan, make_plan
+from velollm.contrib.velo.plan import GPU_TYPES, EnginePlan, make_plan
 from velollm.contrib.velo.reading import PRIORITIES, Meant, read_prompt, read_request
 from velollm.contrib.velo.template import ChatTemplate
 from velollm.engine.constraints import Grammars
@@ -29,6 +29,7 @@ from velollm.engine.core import Job, JobSpec
 from velollm.engine.embedder import Embedder
 from velollm.engine.engine import Engine
 from velollm.engine.llama_runner import LlamaCppRunner, LlamaModel
+from velollm.engine.runner import Runner
 from velollm.errors import ConfigError, ModelNotFound, RequestError, UnsupportedError
 from velollm.messages import (
     ChatEvent,
@@ -54,8 +55,9 @@ class EngineBackend(Backend):
 
     `ctx` is the longest conversation in tokens, `parallel` how many are computed at once, `kv_type` the type of the KV
     cache, `num_blocks` its size in blocks of 16 tokens, `batch` the largest step in tokens: by default what suits model
-    and machine. `plan` is a plan that was made already; `aliases` are further names it answers to. Raises `ConfigError`
-    when there is no such model, the file is no usable GGUF, the extra is missing, or memory does not suffice.
+    and machine. With a `device` the kernels of velollm.gpu compute on that GPU. `plan` is a plan that was made already;
+    `aliases` are further names it answers to. Raises `ConfigError` when there is no such model, the file is no usable
+    GGUF, the extra is missing, or memory does not suffice.
     """
 
     capabilities = CAPABILITIES
@@ -232,14 +234,13 @@ class EngineBackend(Backend):
 class _Loaded:
     """A model with its engine."""
 
-    def __init__(self, model: LlamaModel, plan: EnginePlan) -> None:
+    def __init__(self, model: LlamaModel, plan: EnginePlan, runner: Runner) -> None:
         self.model = model
         self.plan = plan
         vocabulary = model.vocabulary
         words = [vocabulary.name(token).decode("utf-8", "replace") for token in (vocabulary.bos, vocabulary.eos)]
         self.template = ChatTemplate(model.header.chat_template, bos=words[0], eos=words[1])
         self.grammars = Grammars(model.library, vocabulary)
-        runner = LlamaCppRunner(model, plan.num_blocks, batch=plan.batch, threads=plan.threads, kv_type=plan.kv_type)
         self.engine = Engine(
             runner,
             vocabulary,
@@ -265,6 +266,9 @@ class _Loaded:
         return [(token, vocabulary.piece(token)) for token in vocabulary.encode(text)]
 
     async def embed(self, tokens: list[int], request: EmbedRequest) -> list[float]:
+        if self.plan.device is not None:
+            raise UnsupportedError("the engine cuda computes no embeddings: velo and llama-server do", param="model")
+
         def work() -> list[float]:
             if self._embedder is None:
                 self._embedder = Embedder(self.model, threads=self.plan.threads)
@@ -286,12 +290,30 @@ class _Loaded:
 
 
 def _load(path: Path, plan: EnginePlan) -> _Loaded:
-    model = LlamaModel(path)
+    """On a GPU llama.cpp loads nothing but the vocabulary."""
+    model = LlamaModel(path, vocabulary_only=plan.device is not None)
     try:
-        return _Loaded(model, plan)
+        return _Loaded(model, plan, _runner(path, model, plan))
     except ConfigError:
         model.close()
         raise
+
+
+def _runner(path: Path, model: LlamaModel, plan: EnginePlan) -> Runner:
+    if plan.device is None:
+        return LlamaCppRunner(model, plan.num_blocks, batch=plan.batch, threads=plan.threads, kv_type=plan.kv_type)
+    from velollm.engine.cuda_runner import CudaRunner
+    from velollm.gpu.executor import CudaExecutor
+
+    return CudaRunner(
+        path,
+        plan.num_blocks or None,
+        scalar=GPU_TYPES[plan.kv_type],
+        context=plan.context,
+        batch=plan.batch,
+        graph_rows=plan.max_running,
+        on=CudaExecutor(plan.device),
+    )
 
 
 def _usage(job: Job, prompt_tokens: int) -> Usage:

@@ -1,4 +1,4 @@
-"""How the engine is set up for a model on this machine. Deciding only; `this_machine` measures."""
+"""How the engine is set up for a model on this machine, or on a GPU of it. Deciding only; `this_machine` measures."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from velollm.errors import ConfigError
 from velollm.hardware.gguf import KV_BYTES, kv_bytes_per_token
 from velollm.models.gguf import GGUF
 
-__all__ = ["EnginePlan", "make_plan"]
+__all__ = ["GPU_TYPES", "EnginePlan", "make_plan"]
 
 GRAIN = 256  # llama.cpp rounds contexts up to this
 POOL = 4  # so many full contexts, where memory allows
 MIB = 1024 * 1024
+GPU_TYPES = {"f16": "fp16", "bf16": "bf16", "f32": "fp32"}  # by the names that kernels are called by
+GPU_RUNNING, GPU_BATCH = 64, 512
 
 
 @attrs.frozen(kw_only=True)
 class EnginePlan:
     """`context` is the longest conversation, `batch` the largest step, in tokens; on the host may lie `swap_tokens` of
-    conversations that wait, and `host_tokens` of what is cached."""
+    conversations that wait, and `host_tokens` of what is cached. On the GPU number `device` there are as many blocks as
+    fit where `num_blocks` is 0; with None, llama.cpp computes."""
 
     context: int
     num_blocks: int
@@ -30,11 +33,14 @@ class EnginePlan:
     kv_type: str
     swap_tokens: int
     host_tokens: int
+    device: int | None = None
 
     def __str__(self) -> str:
+        pool = f"{self.num_blocks * BLOCK_SIZE} tokens" if self.num_blocks else "as many tokens as fit"
+        where = f"{self.threads} threads" if self.device is None else f"GPU {self.device}"
         return (
-            f"conversations of up to {self.context} tokens, {self.num_blocks * BLOCK_SIZE} tokens for all of them "
-            f"together, {self.max_running} at once, {self.threads} threads"
+            f"conversations of up to {self.context} tokens, {pool} for all of them together, {self.max_running} at "
+            f"once, {where}"
         )
 
 
@@ -48,9 +54,10 @@ def make_plan(
     kv_type: str = "f16",
     num_blocks: int | None = None,
     batch: int | None = None,
+    device: int | None = None,
 ) -> EnginePlan:
     """What was asked for; for the rest, a quarter of the free memory for the pool, and an eighth each for what is
-    swapped and what is cached.
+    swapped and what is cached. With a `device`, weights and pool lie on that GPU, whose memory whoever opens it sees.
 
     Raises `ConfigError` for values that make no sense, and when model and pool do not fit into memory.
     """
@@ -62,6 +69,21 @@ def make_plan(
             raise ConfigError(f"{name} must be at least 1, not {value}")
     trained = model.context_length or USUAL_CONTEXT
     each = max(kv_bytes_per_token(model, kv_type), 1.0)
+    if device is not None:
+        if kv_type not in GPU_TYPES:
+            raise ConfigError(f"kv_type {kv_type!r} is not computed on a GPU: {', '.join(GPU_TYPES)} are")
+        context = min(ctx or USUAL_CONTEXT, trained, (num_blocks or trained) * BLOCK_SIZE)
+        return EnginePlan(
+            context=context,
+            num_blocks=num_blocks or 0,
+            max_running=parallel or GPU_RUNNING,
+            batch=batch or GPU_BATCH,
+            threads=threads or machine.cores,
+            kv_type=kv_type,
+            swap_tokens=int(machine.memory / 8 / each),
+            host_tokens=int(machine.memory / 8 / each),
+            device=device,
+        )
     room = max(min(machine.memory / 4, machine.memory - model.size), 0)
     affordable = int(room / each) // GRAIN * GRAIN
     context = min(ctx or max(min(trained, USUAL_CONTEXT, affordable), GRAIN), trained)

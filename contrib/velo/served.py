@@ -25,15 +25,24 @@ CHILD = Path(__file__).with_name("child.py")
 class ServedEngine(EmbeddedBackend):
     """The model `model` run by our engine, with the options of `EmbeddedBackend` (without `unified` and `replicate`).
 
-    `num_blocks` is the size of the KV cache in blocks of 16 tokens, `batch` the largest step in tokens.
+    `num_blocks` is the size of the KV cache in blocks of 16 tokens, `batch` the largest step in tokens; with a `device`
+    the kernels of velollm.gpu compute on that GPU.
     """
 
     capabilities = CAPABILITIES
 
-    def __init__(self, model: str, *, num_blocks: int | None = None, batch: int | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        model: str,
+        *,
+        num_blocks: int | None = None,
+        batch: int | None = None,
+        device: int | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(model, **options)
         del self._options["unified"]
-        self._options |= {"num_blocks": num_blocks, "batch": batch}
+        self._options |= {"num_blocks": num_blocks, "batch": batch, "device": device}
         self._made: EnginePlan | None = None
         if self._file is not None:
             self._plan(self._file[1])  # what cannot be is said now

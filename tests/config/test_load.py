@@ -79,6 +79,7 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "cache.store": ("sqlite:answers.db", "sqlite:answers.db"),
     "server.keys": ("/keys.toml", "/keys.toml"),
     "engine.ctx": ("4096", 4096),
+    "engine.device": ("1", 1),
     "engine.threads": ("3", 3),
     "engine.parallel": ("8", 8),
     "engine.blocks": ("512", 512),

@@ -146,6 +146,7 @@ class Emulator:
         self.eager = eager
         self.capability = capability
         self.processors = 2
+        self.free = 300 << 20
         self.launched: list[str] = []
         self._sanitizer = os.environ.get("EMULATOR_SANITIZER", "") if sanitizer is None else sanitizer
         self._changes = changes
@@ -259,7 +260,7 @@ class Emulator:
 
     def free_memory(self) -> int:
         """See `velollm.gpu.executor.Executor.free_memory`."""
-        return 8 << 30
+        return self.free
 
 
 class _Memory:

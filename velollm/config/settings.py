@@ -143,23 +143,24 @@ class ModelSettings:
 
 @attrs.frozen(kw_only=True)
 class EngineSettings:
-    """[engine]: models that VeloLLM runs itself, on llama.cpp."""
+    """[engine]: models that VeloLLM runs itself, on llama.cpp or on CUDA kernels of its own."""
 
     models: tuple[str, ...] = setting(
         (), "a model to run here: an installed one, a .gguf file, or hf:org/repo:quant; repeatable",
         flag="--model", metavar="NAME|PATH",
     )  # fmt: skip
-    kind: Literal["velo", "llama-server"] | None = setting(
+    kind: Literal["velo", "llama-server", "cuda"] | None = setting(
         None, "what runs it (default: llama-server)", flag="--engine"
     )
+    device: int | None = setting(None, "number of the GPU (cuda only; default: 0)", check=not_negative)
     ctx: int | None = setting(None, "tokens of context for each conversation", metavar="TOKENS", check=positive)
-    kv_type: KVType = setting("f16", "the type of its KV cache")
+    kv_type: KVType = setting("f16", "the type of its KV cache; with cuda that of its weights, too")
     threads: int | None = setting(None, "threads it computes on (default: one for each core)", check=positive)
     parallel: int | None = setting(None, "conversations that it computes at once", check=positive)
     blocks: int | None = setting(
-        None, "size of its KV cache, in blocks of 16 tokens (velo only)", flag="--kv-blocks", check=positive
+        None, "size of its KV cache, in blocks of 16 tokens (velo, cuda)", flag="--kv-blocks", check=positive
     )
-    batch: int | None = setting(None, "tokens that it computes in one step (velo only)", check=positive)
+    batch: int | None = setting(None, "tokens that it computes in one step (velo, cuda)", check=positive)
 
 
 @attrs.frozen(kw_only=True)

@@ -16,14 +16,14 @@ from velollm.engine.blocks import BLOCK_SIZE
 from velollm.engine.cuda_batch import inputs_of
 from velollm.engine.cuda_forward import Forward
 from velollm.engine.cuda_graphs import DecodeGraphs
-from velollm.engine.cuda_model import load_model
+from velollm.engine.cuda_model import CudaModel, load_model
 from velollm.engine.cuda_moves import BlockMoves
 from velollm.engine.events import Copy, Discard, Event, Export, Import
 from velollm.engine.runner import RunnerLimits
 from velollm.engine.sampling import Draw
 from velollm.engine.scheduler import Chunk
 from velollm.errors import ConfigError
-from velollm.gpu.arrays import Array, widened
+from velollm.gpu.arrays import ITEM_SIZE, Array, widened
 from velollm.gpu.executor import Executor, default_executor
 from velollm.gpu.kernels import SCALARS
 from velollm.gpu.sampling import argmax, sample
@@ -32,13 +32,17 @@ __all__ = ["CudaRunner"]
 
 Floats = npt.NDArray[np.float32]
 GRAPH_ROWS = 64
+USUAL_CONTEXT = 8192
+SHARE = 0.9  # of the memory that is left beside the weights
+RESERVE = 256 * 1024 * 1024  # bytes for graphs, the workspace of products, and machine code
 GREEDY = Draw(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, seed=0, position=0)
 
 
 class CudaRunner:
-    """The model at `path`, with `num_blocks` blocks of KV cache, in numbers of type `scalar`.
+    """The model at `path`, with `num_blocks` blocks of KV cache (None: as many as fit), in numbers of type `scalar`.
 
-    It is a GGUF file, or safetensors: a file or a folder of them with config.json.
+    It is a GGUF file, or safetensors: a file or a folder of them with config.json. `context` is the longest sequence in
+    tokens, by default what fits into the blocks.
 
     `on` is where it runs, by default the first GPU. Steps that decode up to `graph_rows` sequences are captured.
     Raises `GpuUnavailable` without a GPU, `ConfigError` for a model that the kernels cannot compute.
@@ -47,9 +51,10 @@ class CudaRunner:
     def __init__(
         self,
         path: str | Path,
-        num_blocks: int = 256,
+        num_blocks: int | None = 256,
         *,
         scalar: str = "fp16",
+        context: int | None = None,
         slots: int = 256,
         batch: int = 256,
         graph_rows: int = GRAPH_ROWS,
@@ -59,8 +64,11 @@ class CudaRunner:
             raise ConfigError(f"{scalar!r} is none of {', '.join(SCALARS)}")
         self._on = on or default_executor()
         self._scalar = scalar
-        model = load_model(path, self._on, scalar, num_blocks * BLOCK_SIZE)
+        longest = num_blocks * BLOCK_SIZE if num_blocks else USUAL_CONTEXT
+        model = load_model(path, self._on, scalar, context or longest)
         shape = model.shape
+        if num_blocks is None:
+            num_blocks = _blocks_that_fit(model, self._on.free_memory(), scalar, batch)
         self._group = shape.heads // shape.kv_heads
         self._block = (shape.kv_heads, BLOCK_SIZE, shape.head_dim)
         self._pages = self._on.empty((2 * shape.layers, num_blocks, *self._block), scalar)
@@ -145,3 +153,19 @@ class CudaRunner:
             on=self._on,
         )
         return chosen
+
+
+def _blocks_that_fit(model: CudaModel, free: int, scalar: str, batch: int) -> int:
+    """Blocks for `free` bytes, beside what the largest step needs. Raises `ConfigError` for fewer than two."""
+    shape = model.shape
+    widest = max(layer.gate_up.shape[0] * 3 // 2 for layer in model.layers)  # gates and ups, and what they become
+    step = batch * (widest + 4 * model.embedding.shape[1] + 2 * model.output.shape[0])
+    size = ITEM_SIZE[scalar]
+    each = 2 * shape.layers * shape.kv_heads * BLOCK_SIZE * shape.head_dim * size
+    blocks = int(free * SHARE - RESERVE - step * size) // each
+    if blocks < 2:
+        raise ConfigError(
+            f"{free >> 20} MiB of the GPU's memory are free beside the weights: they do not suffice for a KV cache and "
+            f"steps of {batch} tokens; a smaller --batch or a smaller model may do"
+        )
+    return blocks

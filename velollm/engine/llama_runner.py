@@ -38,17 +38,26 @@ TILE = 64
 
 
 class LlamaModel:
-    """The model in the GGUF file at `path`, loaded. `library` stands in for the wheel's shared object.
+    """The model in the GGUF file at `path`, loaded. `library` stands in for the wheel's shared object. With
+    `vocabulary_only` there are no weights: it tells tokens and text apart, and computes nothing.
 
     Raises `ConfigError` when the file is unusable, or llama.cpp cannot load it.
     """
 
-    def __init__(self, path: str | Path, *, library: str | None = None, gpu_layers: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        library: str | None = None,
+        gpu_layers: int | None = None,
+        vocabulary_only: bool = False,
+    ) -> None:
         self.header = read_gguf(path)
         self.library = load_library(library) if library else load_library()
         params = self.library.llama_model_default_params()
         if gpu_layers is not None:
             params.n_gpu_layers = gpu_layers
+        params.vocab_only = vocabulary_only
         self.handle = self.library.llama_model_load_from_file(str(path).encode(), params)
         if not self.handle:
             raise ConfigError(f"llama.cpp cannot load {path}; its log says why")

@@ -9,7 +9,7 @@ import attrs
 
 from velollm.gpu.errors import EXTRA, GpuUnavailable
 
-__all__ = ["Found", "look", "open_device"]
+__all__ = ["Found", "check_device", "look", "open_device"]
 
 PACKAGES = ("cuda-core", "cuda-bindings", "nvidia-cuda-nvrtc")
 MINIMUM = 75  # compute capability
@@ -64,21 +64,25 @@ def look() -> Found:
     return Found(packages=packages, driver=shown, devices=devices, missing="" if devices else "the driver sees no GPU")
 
 
-def open_device(index: int = 0) -> Any:
-    """The `cuda.core.Device` number `index`, made current. Raises `GpuUnavailable`."""
+def check_device(index: int) -> int:
+    """`index`, where there is a GPU of that number. It is not opened. Raises `GpuUnavailable`."""
     found = look()
     if found.missing:
         raise GpuUnavailable(f"CUDA kernels cannot run here: {found.missing}; {found.summary}")
-    if index >= len(found.devices):
+    if not 0 <= index < len(found.devices):
         raise GpuUnavailable(f"there is no GPU number {index}; {found.summary}")
+    return index
+
+
+def open_device(index: int = 0) -> Any:
+    """The `cuda.core.Device` number `index`, made current. Raises `GpuUnavailable`."""
+    check_device(index)
     from cuda.core import Device
 
     device = Device(index)
     major, minor = device.compute_capability
     if major * 10 + minor < MINIMUM:
-        raise GpuUnavailable(
-            f"{found.devices[index]} has compute capability {major}.{minor}: the kernels need 7.5; {found.summary}"
-        )
+        raise GpuUnavailable(f"{device.name} has compute capability {major}.{minor}: the kernels need 7.5")
     device.set_current()
     return device
 

@@ -79,6 +79,7 @@ def _embed(model: str, settings: Settings) -> Backend:
         engine=engine.kind,
         num_blocks=engine.blocks,
         batch=engine.batch,
+        device=engine.device,
     )
 
 
