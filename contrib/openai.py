@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 from urllib.parse import urlsplit
 
 import attrs
@@ -26,6 +26,7 @@ from velollm.api.openai.vectors import decode_embeddings
 from velollm.api.sse import SSEDecoder
 from velollm.backend import Backend, Capabilities, HttpRequest, HttpResponse, Limits
 from velollm.continuation import Proofs, Said, go_on_by_prefill
+from velollm.contrib.obeyed import obeyed
 from velollm.errors import (
     BackendProtocolError,
     BackendRefused,
@@ -57,6 +58,7 @@ class OpenAIBackend(Backend):
 
     kind = "openai"
     capabilities = Capabilities(dialects=frozenset({"openai"}), json_schema=True, tools=True, tool_choice=True)
+    insists: ClassVar[bool] = True  # on a demanded tool call, by asking once more where it does not come
 
     def __init__(
         self,
@@ -74,8 +76,13 @@ class OpenAIBackend(Backend):
         sent = {**headers, "authorization": f"Bearer {api_key}"} if api_key else headers
         self.upstream = Upstream(root, name=self.name, limits=limits, headers=sent, transport=transport)
 
-    async def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+    def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         """Generate, through the chat or the completions endpoint."""
+        if request.tool_choice is not None and self.insists:
+            return obeyed(self._ask, request, self.name)
+        return self._ask(request)
+
+    async def _ask(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         if request.asks_nothing:  # the engine has loaded its model long since
             yield ChatEvent(finish_reason="stop")
             return

@@ -30,6 +30,8 @@ class WrappedApp(OpenAIBackend):
     `transport` reaches the app: an `AppTransport`, or a `velollm.wrapped_wsgi.WSGITransport`.
     """
 
+    insists = False
+
     def __init__(self, transport: httpx.AsyncBaseTransport, *, limits: Limits = Limits()) -> None:
         super().__init__("openai+http://app/v1", name="app", limits=limits, transport=transport)
 

@@ -53,6 +53,7 @@ class LlamaServerBackend(OpenAIBackend):
     """
 
     kind = "llamacpp"
+    insists = False
     capabilities = Capabilities(
         dialects=frozenset({"openai"}),
         json_schema=True,

@@ -24,7 +24,7 @@ from velollm.errors import (
     PathNotFound,
     UnsupportedError,
 )
-from velollm.messages import ChatEvent, ChatRequest, EmbedRequest, Message, RequestContext
+from velollm.messages import ChatEvent, ChatRequest, EmbedRequest, Message, RequestContext, Tool, ToolChoice
 
 pytestmark = pytest.mark.anyio
 
@@ -278,3 +278,34 @@ async def test_nobody_there() -> None:
     with pytest.raises(BackendUnreachable):
         await collect(backend, ask())
     await backend.aclose()
+
+
+async def test_a_tool_call_that_is_demanded_is_insisted_on(backend: OpenAIBackend, engine: Engine) -> None:
+    """llama-server takes a named tool for `auto`, and with a template that knows no tools any choice."""
+
+    def completions(request: httpx.Request) -> httpx.Response:
+        text = '{"city": "Paris"}' if "response_format" in orjson.loads(request.content) else "Hello"
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+        return httpx.Response(200, json={"object": "chat.completion", **HEAD, "choices": [choice], "usage": USAGE})
+
+    engine.answers["/v1/chat/completions"] = completions
+    request = ask(tools=[Tool(name="weather")], tool_choice=ToolChoice(mode="required"))
+    events = [event async for event in backend.chat(request)]
+    assert [delta.name for event in events for delta in event.tool_calls if delta.name] == ["weather"]
+    assert engine.sent["response_format"]["json_schema"]["name"] == "call"
+
+
+@pytest.mark.parametrize("word", ["stop_reason", "matched_stop"])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_which_stop_string_ended_an_answer(
+    backend: OpenAIBackend, engine: Engine, word: str, stream: bool
+) -> None:
+    """vLLM and SGLang say it, and Anthropic's clients want to know."""
+    said = {"delta" if stream else "message": {"role": "assistant", "content": "Hel"}}
+    body = {**HEAD, "choices": [{"index": 0, "finish_reason": "stop", **said, word: "lo"}]}
+    frames = (b"data: %b\n\n" % orjson.dumps({"object": "chat.completion.chunk", **body}), b"data: [DONE]\n\n")
+    engine.answers["/v1/chat/completions"] = lambda request: (
+        engine.streamed(*frames) if stream else httpx.Response(200, json={"object": "chat.completion", **body})
+    )
+    events = [event async for event in backend.chat(ask(stream=stream))]
+    assert [event.stop_sequence for event in events if event.finish_reason] == ["lo"]

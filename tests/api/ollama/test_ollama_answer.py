@@ -102,7 +102,8 @@ def test_a_whole_chat() -> None:
 def test_generate() -> None:
     first, _, last = lines(generate(), ANSWER)
     assert first == {**HEAD, "response": "Hel", "done": False}
-    assert last == {**HEAD, "response": "", "done": True, "done_reason": "stop", **COUNTS}
+    context = last["context"]
+    assert last == {**HEAD, "response": "", "done": True, "done_reason": "stop", **COUNTS, "context": context}
     assert whole(generate(), ANSWER) == {**last, "response": "Hello"}
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import attrs
 
 from velollm.api.arguments import arguments_object
+from velollm.api.ollama.context import remember
 from velollm.api.openai import Minter
 from velollm.messages import ChatAnswer, ChatRequest, Choice, FinishReason, ResponseMeta, Timings, ToolCall, Usage
 
@@ -137,6 +138,9 @@ def render_whole(request: ChatRequest, answer: ChatAnswer, clock: Clock, *, chat
         **metrics(answer.usage, request, clock.monotonic()),
         **render_logprobs(choice.logprobs),
     }
+    context = None if chat else remember(request, choice.text)
+    if context is not None:
+        body["context"] = context
     if request.context.trailer:
         body["velollm"] = request.context.trailer
     return body

@@ -21,6 +21,7 @@ from velollm.api.ollama.answer import (
     render_said,
     shows_thinking,
 )
+from velollm.api.ollama.context import remember
 from velollm.api.ollama.errors import render_error
 from velollm.errors import VeloError
 from velollm.messages import ChatEvent, ChatRequest, FinishReason, ResponseMeta, ToolCall, ToolCallDelta, Usage
@@ -47,6 +48,7 @@ class LineStream:
         self._before = b""
         self._calls = _Calls()
         self._held = b""
+        self._said: list[str] = []
 
     def event(self, event: ChatEvent) -> bytes:
         """The bytes for one event."""
@@ -56,6 +58,8 @@ class LineStream:
             self._usage = event.usage
         if self._first is None and (event.text or event.reasoning or event.tool_calls):
             self._first = self._clock.monotonic()
+        if event.text and not self._chat and not event.index:
+            self._said.append(event.text)
         if event.raw is not None and event.wire == self._wire and (self._thinking or not event.reasoning):
             return self._pass(event, event.raw)
         if event.index:
@@ -126,13 +130,15 @@ class LineStream:
         return b"%b%b\n" % (lines, orjson.dumps(last))
 
     def _last(self) -> JSON:
-        return {
+        last = {
             **self._head(),
             **render_said("", {}, chat=self._chat),
             "done": True,
             "done_reason": done_reason(self._request, self._finish),
             **metrics(self._usage, self._request, self._clock.monotonic(), self._first),
         }
+        context = None if self._chat else remember(self._request, "".join(self._said))
+        return last if context is None else {**last, "context": context}
 
     def error(self, error: VeloError) -> bytes:
         """The error line; an end that was held back is not sent any more."""

@@ -25,6 +25,7 @@ from velollm.api.openai.engine_words import (
     in_band_error,
     read_meta,
     read_usage,
+    stop_string,
     text_of,
 )
 from velollm.api.openai.logprobs import from_legacy
@@ -269,7 +270,7 @@ class _ChunkReader:
             raise ValueError("index")
         if "index" not in choice:
             self._faithful = False
-        event = ChatEvent(index=index, finish_reason=self._finish(choice))
+        event = ChatEvent(index=index, finish_reason=self._finish(choice), stop_sequence=stop_string(choice))
         logprobs = choice.get("logprobs")
         if isinstance(logprobs, dict) and logprobs:
             event.logprobs = logprobs if self._chat else from_legacy(logprobs)

@@ -15,6 +15,7 @@ __all__ = [
     "is_too_long",
     "read_meta",
     "read_usage",
+    "stop_string",
     "text_of",
 ]
 
@@ -145,3 +146,9 @@ def text_of(value: Any) -> str:
 
 def _word(value: Any) -> str:
     return value if isinstance(value, str) else ""
+
+
+def stop_string(choice: JSON) -> str | None:
+    """The stop string that ended a choice, if the engine says so: vLLM in `stop_reason`, SGLang in `matched_stop`."""
+    word = choice.get("stop_reason") or choice.get("matched_stop")
+    return word if isinstance(word, str) else None

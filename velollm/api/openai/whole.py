@@ -14,6 +14,7 @@ from velollm.api.openai.engine_words import (
     in_band_error,
     read_meta,
     read_usage,
+    stop_string,
     text_of,
 )
 from velollm.api.openai.logprobs import from_legacy
@@ -80,7 +81,7 @@ class _AnswerReader:
         if finish is None:
             raise ValueError("finish_reason")
         self.faithful = self.faithful and word in AS_THEY_ARE and "index" in choice
-        event = ChatEvent(index=choice.get("index", number), finish_reason=finish)
+        event = ChatEvent(index=choice.get("index", number), finish_reason=finish, stop_sequence=stop_string(choice))
         if type(event.index) is not int:
             raise ValueError("index")
         logprobs = self._nullable(choice, "logprobs")
