@@ -287,6 +287,9 @@ class NoCompiler:
     def __init__(self, cache: Any) -> None:
         pass
 
+    def architecture(self, capability: int) -> str:
+        return f"sm_{capability}"
+
     def compile(self, kernel: Kernel, architecture: str) -> Compiled:
         assert architecture == "sm_80"
         resources = Resources(registers=1, stack_bytes=0, spill_bytes=0)

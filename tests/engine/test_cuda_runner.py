@@ -17,6 +17,7 @@ from tiny_gguf import write_tiny_gguf
 
 from velollm.engine import BlockManager, CudaRunner, EngineCore, JobSpec, NumpyRunner, SamplingParams, Sequence
 from velollm.engine.events import Copy, Discard, Export, Import
+from velollm.engine.model_shape import shape_of_config
 from velollm.engine.runner import Runner
 from velollm.engine.safetensors import PARTS, WHOLE
 from velollm.engine.sampling import Draw
@@ -24,6 +25,7 @@ from velollm.engine.scheduler import Chunk
 from velollm.engine.weights import read_weights
 from velollm.errors import ConfigError
 from velollm.gpu.arrays import rounded, widened
+from velollm.gpu.rope import rotations
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="there is no C++ compiler (g++) to emulate kernels with")
 needs_llama = pytest.mark.skipif(find_spec("xllamacpp") is None, reason="the extra llamacpp is not installed")
@@ -291,6 +293,32 @@ def test_safetensors_say_what_the_gguf_says(tiny: Path, tmp_path: Path) -> None:
     expected = computed(reference, runs)[0]
     got = computed(CudaRunner(path, 32, scalar="fp32", on=Emulator()), runs)[0]
     assert np.abs(got - expected).max() < 2e-5 * np.abs(expected).max()
+
+
+def test_what_a_config_says_of_rope(tmp_path: Path) -> None:
+    """An attention factor takes the place of the amplitude that follows from the factor; a part of a head may turn."""
+
+    def amplitude(**rope: Any) -> float:
+        shape = shape_of_config({**CONFIG, "rope_parameters": {"factor": 4.0, **rope}}, tmp_path, 4096)
+        return float(np.hypot(*rotations(2, shape.rotary, scaling=shape.scaling)[1, 0]))
+
+    assert amplitude(rope_type="yarn") == pytest.approx(1 + 0.1 * np.log(4))
+    assert amplitude(rope_type="yarn", attention_factor=0.7) == pytest.approx(0.7)
+    long = {"rope_type": "longrope", "long_factor": [1.0] * 32, "short_factor": [1.0] * 32}
+    assert amplitude(**long, attention_factor=1.3) == pytest.approx(1.3)
+    assert shape_of_config({**CONFIG, "partial_rotary_factor": 0.5}, tmp_path, 4096).rotary == 32
+
+
+def test_weights_are_read_when_they_are_wanted(tiny: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.gguf"
+    copy.write_bytes(tiny.read_bytes())
+    weights = read_weights(copy)
+    assert "output_norm.weight" in weights
+    first = weights["output_norm.weight"]
+    assert first is not weights["output_norm.weight"]
+    copy.unlink()
+    with pytest.raises(FileNotFoundError):
+        weights["output_norm.weight"]
 
 
 @pytest.mark.parametrize(

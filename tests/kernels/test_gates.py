@@ -80,3 +80,14 @@ def test_what_does_not_compile_says_why() -> None:
         Compiler(None).compile(kernel("paged_decode", "bf16", head_dim=64), "sm_75")
     with pytest.raises(ValueError, match="no kernel paged_decode in fp32 for heads of 64"):
         kernel("paged_decode", "fp32", head_dim=64)
+
+
+def test_what_newer_gpus_run() -> None:
+    """Machine code runs on later GPUs of the same generation, and on no other."""
+    compiler = Compiler(None)
+    assert all(compiler.architecture(int(one.removeprefix("sm_"))) == one for one in ARCHITECTURES)
+    compiler.architectures = (75, 80, 90, 100)
+    assert [compiler.architecture(one) for one in (75, 80, 87, 103)] == ["sm_75", "sm_80", "sm_80", "sm_100"]
+    for unknown in (70, 120):
+        with pytest.raises(KernelCompileError, match=f"compiles for 75, 80, 90, 100, and not for {unknown}"):
+            compiler.architecture(unknown)

@@ -64,6 +64,8 @@ class CudaRunner:
             raise ConfigError(f"{scalar!r} is none of {', '.join(SCALARS)}")
         self._on = on or default_executor()
         self._scalar = scalar
+        # Nothing is computed; but where the library of products is missing, that is said before the weights are read.
+        self._on.multiply(self._on.empty((0, 1), scalar), self._on.empty((1, 1), scalar))
         longest = num_blocks * BLOCK_SIZE if num_blocks else USUAL_CONTEXT
         model = load_model(path, self._on, scalar, context or longest)
         shape = model.shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -98,17 +99,18 @@ def shape_of_config(config: Mapping[str, Any], path: str | Path, context: int) -
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
         base = float(config.get("rope_theta") or rope.get("rope_theta") or 10_000.0)
         windowed = config.get("use_sliding_window", config["model_type"] == "mistral")
+        rotary = int(head_dim * float(config.get("partial_rotary_factor") or rope.get("partial_rotary_factor") or 1))
         return ModelShape(
             layers=int(config["num_hidden_layers"]),
             heads=heads,
             kv_heads=int(config.get("num_key_value_heads") or heads),
             head_dim=head_dim,
-            rotary=head_dim,
+            rotary=rotary,
             context=min(trained, context),
             epsilon=float(config.get("rms_norm_eps") or 1e-6),
             rope_base=base,
             halves=True,
-            scaling=_scaling_of_config(rope, head_dim, base, trained, path),
+            scaling=_scaling_of_config(rope, rotary, base, trained, path),
             window=int(config.get("sliding_window") or 0) if windowed else 0,
         )
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
@@ -128,15 +130,26 @@ def _scaling_of_config(
         low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
         divisors = llama3_divisors(rotary, base=base, factor=factor, low=low, high=high, original_context=original)
         return RopeScaling(divisors=divisors)
+    attention = rope.get("attention_factor")
     if kind == "yarn":
         fast, slow = float(rope.get("beta_fast") or 32), float(rope.get("beta_slow") or 1)
-        return RopeScaling(kind="yarn", factor=factor, original_context=original, beta_fast=fast, beta_slow=slow)
+        # what is said of the amplitude takes the place of YaRN's own
+        amplitude = float(attention) / (1 + 0.1 * log(factor)) if attention is not None else None
+        return RopeScaling(
+            kind="yarn",
+            factor=factor,
+            original_context=original,
+            beta_fast=fast,
+            beta_slow=slow,
+            amplitude=amplitude,
+        )
     if kind == "longrope":
         long, short = rope["long_factor"], rope["short_factor"]
         return RopeScaling(
             kind="longrope",
             factor=factor if "factor" in rope else trained / original,
             original_context=original,
+            amplitude=float(attention) if attention is not None else None,
             divisors=long,
             short_divisors=short,
         )

@@ -36,7 +36,7 @@ class NumpyRunner:
         header = read_gguf(path)
         if header.architecture != ARCHITECTURE:
             raise ConfigError(f"{path}: the reference runner knows llama models, not {header.architecture!r}")
-        self._weights = read_weights(path)
+        self._weights = dict(read_weights(path))
         self._layers = header.get("{arch}.block_count", int)
         self._heads = header.get("{arch}.attention.head_count", int)
         self._kv_heads = header.get("{arch}.attention.head_count_kv", int) or self._heads

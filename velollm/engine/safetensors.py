@@ -7,7 +7,8 @@ every length and offset is checked against the file.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from velollm.engine.weights import Tensors
 from velollm.errors import ConfigError
 
 __all__ = ["is_safetensors", "read_config", "read_tensors"]
@@ -65,13 +67,13 @@ def read_config(path: Path) -> dict[str, Any]:
     return found
 
 
-def read_tensors(path: Path) -> dict[str, Floats]:
+def read_tensors(path: Path) -> Tensors:
     """Every tensor as float32, under its name in a GGUF file. Raises `ConfigError` for what is broken or unknown."""
     files = sorted(path.glob("*" + ENDING)) if path.is_dir() else [path]
-    return {name: values for file in files for name, values in _tensors(file)}
+    return Tensors({name: read for file in files for name, read in _tensors(file)})
 
 
-def _tensors(path: Path) -> Iterator[tuple[str, Floats]]:
+def _tensors(path: Path) -> Iterator[tuple[str, Callable[[], Floats]]]:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -85,10 +87,10 @@ def _tensors(path: Path) -> Iterator[tuple[str, Floats]]:
         raise ConfigError(f"{path} has a header that is no object")
     for name, about in header.items():
         if name != "__metadata__" and not name.endswith(IGNORED):
-            yield _known(name, path), _read(path, 8 + length, size, name, about)
+            yield _known(name, path), _reader(path, 8 + length, size, name, about)
 
 
-def _read(path: Path, start: int, size: int, name: str, about: Any) -> Floats:
+def _reader(path: Path, start: int, size: int, name: str, about: Any) -> Callable[[], Floats]:
     try:
         kind, shape, (first, end) = about["dtype"], tuple(about["shape"]), about["data_offsets"]
         fits = 0 <= first <= end <= size - start and all(type(one) is int and one >= 0 for one in (*shape, first, end))
@@ -98,7 +100,11 @@ def _read(path: Path, start: int, size: int, name: str, about: Any) -> Floats:
         raise ConfigError(f"{path}: {name} is {kind}, and only {', '.join(KINDS)} are read")
     if not fits or end - first != prod(shape) * np.dtype(KINDS[kind]).itemsize:
         raise ConfigError(f"{path}: {name} does not lie within the file")
-    values = np.fromfile(path, KINDS[kind], prod(shape), offset=start + first)
+    return partial(_read, path, kind, start + first, shape)
+
+
+def _read(path: Path, kind: str, start: int, shape: tuple[int, ...]) -> Floats:
+    values = np.fromfile(path, KINDS[kind], prod(shape), offset=start)
     if kind == "BF16":
         values = (values.astype(np.uint32) << 16).view(np.float32)
     return values.astype(np.float32).reshape(shape)

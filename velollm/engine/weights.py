@@ -1,8 +1,13 @@
-"""The tensors of a GGUF file as float32, for the runners that compute with them. Needs NumPy."""
+"""The tensors of a GGUF file as float32, for the runners that compute with them. Needs NumPy.
+
+Each is read when it is asked for: whoever carries them somewhere one by one never holds more than one.
+"""
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,7 +18,7 @@ from velollm.engine.quantised import QUANTISED, dequantised
 from velollm.models.gguf import GGUFError, read_gguf
 from velollm.models.gguf_types import TENSOR_NAMES, TENSOR_TYPES
 
-__all__ = ["read_weights"]
+__all__ = ["Tensors", "read_weights"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -23,7 +28,26 @@ BF16 = 30
 KINDS: dict[int, type[np.number[Any]]] = {0: np.float32, 1: np.float16, BF16: np.uint16}  # bfloat16 as its bits
 
 
-def read_weights(path: str | Path) -> dict[str, Floats]:
+class Tensors(Mapping[str, Floats]):
+    """Tensors by their names, each read anew by its function."""
+
+    def __init__(self, readers: Mapping[str, Callable[[], Floats]]) -> None:
+        self._readers = readers
+
+    def __getitem__(self, name: str) -> Floats:
+        return self._readers[name]()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._readers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+
+def read_weights(path: str | Path) -> Tensors:
     """Every tensor by its name, as float32, the outermost dimension first.
 
     Raises `GGUFError` for tensor types that are not read (the IQ ones among them).
@@ -38,24 +62,24 @@ def read_weights(path: str | Path) -> dict[str, Floats]:
         found = [_describe(file) for _ in range(tensors)]
         alignment = header.metadata.get("general.alignment", 32)
         start = -(-file.tell() // alignment) * alignment
-        weights = {}
-        for name, shape, kind, offset in found:
-            weights[name] = _read(file, kind, start + offset, int(np.prod(shape)), f"{path}: {name}").reshape(shape)
-    return weights
+    readers = {}
+    for name, shape, kind, offset in found:
+        if kind not in QUANTISED and kind not in KINDS:
+            raise GGUFError(f"{path}: {name} is {TENSOR_NAMES.get(kind, f'of type {kind}')}, which is not read here")
+        readers[name] = partial(_read, path, kind, start + offset, shape)
+    return Tensors(readers)
 
 
-def _read(file: BinaryIO, kind: int, start: int, count: int, where: str) -> Floats:
-    """`count` numbers of the tensor type `kind` from the byte `start` on."""
-    file.seek(start)
+def _read(path: str | Path, kind: int, start: int, shape: tuple[int, ...]) -> Floats:
+    """Numbers of the tensor type `kind` from the byte `start` on."""
+    count = int(np.prod(shape))
     if kind in QUANTISED:
         block, size = TENSOR_TYPES[kind]
-        return dequantised(kind, np.fromfile(file, np.uint8, count // block * size))
-    if kind not in KINDS:
-        raise GGUFError(f"{where} is {TENSOR_NAMES.get(kind, f'of type {kind}')}, which is not read here")
-    values = np.fromfile(file, KINDS[kind], count)
+        return dequantised(kind, np.fromfile(path, np.uint8, count // block * size, offset=start)).reshape(shape)
+    values = np.fromfile(path, KINDS[kind], count, offset=start)
     if kind == BF16:
         values = (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float32)
+    return values.astype(np.float32).reshape(shape)
 
 
 def _describe(file: BinaryIO) -> tuple[str, tuple[int, ...], int, int]:

@@ -75,6 +75,7 @@ class Compiler:
         except RuntimeError as error:
             raise GpuUnavailable.missing_compiler(error) from error
         self.version = f"{major}.{minor}"
+        self.architectures = tuple(nvrtc.nvrtcGetSupportedArchs()[1])  # 75, 80, ...
         self._program, self._options = Program, ProgramOptions
         self._cache = cache
 
@@ -106,6 +107,17 @@ class Compiler:
         resources = parse_report(said.getvalue())
         self._write(key, cubin, resources)
         return Compiled(kernel=kernel, architecture=architecture, cubin=cubin, resources=resources, cached=False)
+
+    def architecture(self, capability: int) -> str:
+        """What to compile for, so that it runs on a GPU of this compute capability (90 is 9.0).
+
+        It is the same, or the nearest below it of its generation. Raises `KernelCompileError` where NVRTC knows none.
+        """
+        fit = [one for one in self.architectures if one // 10 == capability // 10 and one <= capability]
+        if not fit:
+            known = ", ".join(map(str, self.architectures))
+            raise KernelCompileError(f"NVRTC {self.version} compiles for {known}, and not for {capability}")
+        return f"sm_{max(fit)}"
 
     def _key(self, source: str, kernel: Kernel, architecture: str) -> str:
         parts = (source, repr(kernel.macros), architecture, STANDARD, repr(OPTIONS), self.version)

@@ -113,6 +113,7 @@ class CudaExecutor:
         self.capability = self.device.compute_capability[0] * 10 + self.device.compute_capability[1]
         self.processors = self.device.properties.multiprocessor_count
         self._compiler = Compiler(kernels or default_cache())
+        self._architecture = self._compiler.architecture(self.capability)
         self._loaded: dict[tuple[str, int], Any] = {}
         self._products: Products | None = None
 
@@ -270,7 +271,7 @@ class CudaExecutor:
 
         found = self._loaded.get((kernel.name, shared))
         if found is None:
-            compiled = self._compiler.compile(kernel, f"sm_{self.capability}")
+            compiled = self._compiler.compile(kernel, self._architecture)
             found = ObjectCode.from_cubin(compiled.cubin, name=kernel.name).get_kernel(kernel.name)
             if shared > SHARED_WITHOUT_ASKING:
                 attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
