@@ -22,7 +22,7 @@ import pytest
 from emulator.cublas_lt import FakeCublasLt
 from emulator.executor import EmulationError, Emulator, build
 
-from velollm.gpu import executor, matmul
+from velollm.gpu import cublas_lt, executor, matmul
 from velollm.gpu.compiler import Compiled, Resources
 from velollm.gpu.kernels import Kernel, catalogue
 
@@ -58,6 +58,7 @@ class FakeCuda:
             "cuDeviceGet": lambda ordinal: (ordinal,),
             "cuDeviceGetName": lambda length, device: (b"Emulated GPU\0".ljust(length, b"\0"),),
             "cuMemGetInfo": lambda: self._with_context((FREE, TOTAL)),
+            "cuMemcpyDtoDAsync": lambda to, source, size, stream: self._copy(to, source, size, stream),
             "cuMemcpyHtoDAsync": lambda to, source, size, stream: self._copy(to, source, size, stream),
             "cuMemcpyDtoHAsync": lambda to, source, size, stream: self._copy(to, source, size, stream),
             "cuKernelSetAttribute": lambda attribute, value, kernel, device: self._allow(attribute, value, kernel),
@@ -71,7 +72,8 @@ class FakeCuda:
         monkeypatch.setattr(core, "ObjectCode", Code)
         monkeypatch.setattr(core, "LegacyPinnedMemoryResource", lambda: Pinned(world))
         monkeypatch.setattr(executor, "Compiler", NoCompiler)
-        monkeypatch.setattr(matmul, "load_library", lambda: self.products)
+        for module in (matmul, cublas_lt):
+            monkeypatch.setattr(module, "load_library", lambda: self.products)
 
     def current(self) -> None:
         """Raises where no context is current."""
@@ -135,7 +137,7 @@ class Device:
         self._world = world
         self.device_id = index
         self.compute_capability = (8, 0)
-        self.properties = type("Properties", (), {"multiprocessor_count": 4})
+        self.properties = type("Properties", (), {"multiprocessor_count": 4, "l2_cache_size": 4096})
 
     def set_current(self, ctx: Any = None) -> None:
         self._world.here.current = True
@@ -181,8 +183,30 @@ class Stream:
         assert self.graph is None
         self.put(lambda: other.run(until))
 
+    def record(self, event: Any = None, options: Any = None) -> Event:
+        self.world.current()
+        made = Event(self, len(self._tasks))
+        assert options is not None
+        assert options.timing_enabled
+        return made
+
     def create_graph_builder(self) -> Builder:
         return Builder(self)
+
+
+class Event:
+    """cuda.core.Event, of a point in a stream; its time is the number of what was done until then."""
+
+    def __init__(self, stream: Stream, until: int) -> None:
+        self._stream, self._until = stream, until
+
+    def sync(self) -> None:
+        self._stream.world.current()
+        self._stream.run(self._until)
+
+    def __sub__(self, other: Event) -> float:
+        assert self._stream._done >= self._until >= other._until, "an event that has not come has no time"
+        return float(self._until - other._until)
 
 
 class Builder:
@@ -302,6 +326,7 @@ class NoCompiler:
 STAND_INS = {
     "Device": Device,
     "Stream": Stream,
+    "Event": Event,
     "GraphBuilder": Builder,
     "Graph": Graph,
     "LegacyPinnedMemoryResource": Pinned,
