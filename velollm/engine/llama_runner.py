@@ -1,13 +1,8 @@
-"""llama.cpp as a runner: one context with a unified KV memory, in which a sequence's slot is its sequence id.
-
-Blocks are bookkeeping here: a cell knows its position and the ids that own it. So sharing is `seq_cp`, letting go is
-`seq_rm`, and a copy on write needs nothing, for new tokens take new cells. There are never more cells in use than the
-block manager counts, so that a step always finds room.
-"""
+"""llama.cpp as a runner: a model, and a KV memory in one piece or in streams (see `velollm.engine.llama_memory`)."""
 
 from __future__ import annotations
 
-import ctypes as c
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,24 +12,24 @@ import numpy.typing as npt
 
 from velollm.engine.blocks import BLOCK_SIZE
 from velollm.engine.events import Alias, Discard, Drop, Event, Export, Import
-from velollm.engine.llama_cpp import Batch, load_library
-from velollm.engine.runner import RunnerError, RunnerLimits
+from velollm.engine.llama_context import GRAIN, KV_TYPES, LlamaContext
+from velollm.engine.llama_cpp import load_library
+from velollm.engine.llama_memory import ElasticMemory, UnifiedMemory
+from velollm.engine.runner import RunnerLimits
 from velollm.engine.scheduler import Chunk
 from velollm.engine.vocabulary import Vocabulary
 from velollm.errors import ConfigError
 from velollm.models.gguf import read_gguf
 
-__all__ = ["KV_TYPES", "LlamaCppRunner", "LlamaModel"]
+__all__ = ["LlamaCppRunner", "LlamaModel"]
+
+logger = logging.getLogger("velollm.engine.llama")
 
 Floats = npt.NDArray[np.float32]
 
-KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "iq4_nl": 20, "bf16": 30}
 MAX_SLOTS = 256  # LLAMA_MAX_SEQ
 LONE_SLOTS = 16  # where every slot costs memory of its own
-GRAIN = 256  # llama.cpp rounds its memory up to this many cells
-# From so many tokens on, attention on a CPU goes tile by tile, of 64 tokens and 64 cells. A tile with tokens of many
-# sequences finds no cells to leave out: those that decode are computed by themselves, as long as they are fewer.
-TILE = 64
+MOST_STREAMS = 32
 
 
 class LlamaModel:
@@ -82,7 +77,8 @@ class LlamaModel:
 class LlamaCppRunner:
     """A context of `num_blocks` blocks over `model` (a `LlamaModel`, or the path of a GGUF file).
 
-    `batch` is the largest step in tokens, `threads` what it is computed on. Raises `ConfigError` when the memory for it
+    `batch` is the largest step in tokens, `threads` what it is computed on. With `streams` sequences lie apart while
+    they fit, where that is faster: on a CPU, with models that can share. Raises `ConfigError` when the memory for it
     cannot be had.
     """
 
@@ -95,140 +91,81 @@ class LlamaCppRunner:
         threads: int = 2,
         kv_type: str = "f16",
         slots: int | None = None,
+        streams: bool = True,
     ) -> None:
         if kv_type not in KV_TYPES:
             raise ConfigError(f"kv_type {kv_type!r} is none of {', '.join(KV_TYPES)}")
         self._own_model = not isinstance(model, LlamaModel)
         self.model = model if isinstance(model, LlamaModel) else LlamaModel(model)
-        self._library: Any = self.model.library
-        slots = min(slots or (MAX_SLOTS if self.model.shares else LONE_SLOTS), MAX_SLOTS)
-        params = self._library.llama_context_default_params()
-        params.n_ctx = -(-num_blocks * BLOCK_SIZE // GRAIN) * GRAIN
-        params.n_batch = params.n_ubatch = max(batch, slots)  # llama.cpp reserves an output for every slot
-        params.n_seq_max = slots
-        params.n_threads = params.n_threads_batch = threads
-        params.kv_unified = True
-        params.swa_full = False
-        params.type_k = params.type_v = KV_TYPES[kv_type]
-        self._context = self._library.llama_init_from_model(self.model.handle, params)
-        if not self._context:
-            raise ConfigError(f"llama.cpp finds no memory for {params.n_ctx} tokens of context; a smaller --ctx may do")
-        self._memory = self._library.llama_get_memory(self._context)
-        self._batch = _Arrays(batch)
-        self._tiles = not self._library.llama_supports_gpu_offload()
-        self._kept: dict[int, npt.NDArray[np.uint8]] = {}
+        self._options = {"batch": batch, "threads": threads, "kv_type": kv_type}
+        self._cells = -(-num_blocks * BLOCK_SIZE // GRAIN) * GRAIN
+        self._slots = min(slots or (MAX_SLOTS if self.model.shares else LONE_SLOTS), MAX_SLOTS)
+        on_cpu = not self.model.library.llama_supports_gpu_offload()
+        elastic = streams and on_cpu and self.model.shares and self.model.generates
+        self._memory = (self._elastic() if elastic else None) or UnifiedMemory(self._context(0), tiles=on_cpu)
+        self._kept: dict[int, Any] = {}
         trained = self.model.context or num_blocks * BLOCK_SIZE
         self.limits = RunnerLimits(
             vocabulary=self.model.vocabulary.size,
             context=min(trained, num_blocks * BLOCK_SIZE),
             num_blocks=num_blocks,
             batch=batch,
-            slots=slots,
+            slots=self._slots,
             sharing=self.model.shares,
-            idle_costs=self._tiles,
+            idle_costs=on_cpu,
         )
+
+    @property
+    def streams(self) -> int:
+        """How many streams there are now; 0 where all lies in one memory."""
+        return self._memory.streams
 
     def apply(self, events: Sequence[Event]) -> None:
         """Change the owners of cells, and carry states away and back."""
-        library, memory = self._library, self._memory
+        memory = self._memory
         for event in events:
             match event:
                 case Alias(source, target, start, end):
-                    library.llama_memory_seq_cp(memory, source, target, start, end)
+                    memory.alias(source, target, start, end)
                 case Drop(slot, start, end):
-                    library.llama_memory_seq_rm(memory, slot, start, end)
+                    memory.drop(slot, start, end)
                 case Export(key, slot, _, _):
-                    self._kept[key] = self._export(slot)
+                    self._kept[key] = memory.read(slot)
                 case Import(key, slot, _):
-                    self._import(slot, self._kept.pop(key))
+                    memory.write(slot, self._kept.pop(key))
                 case Discard(key):
                     self._kept.pop(key, None)
                 case _:
                     pass  # a copy: its cells are owned already
 
     def execute(self, chunks: Sequence[Chunk]) -> Floats:
-        """One `llama_decode`, or two: see `TILE`."""
-        single = next((at for at, chunk in enumerate(chunks) if chunk.count > 1), 0)
-        if not self._tiles or not 0 < single < TILE:
-            return self._decode(chunks)
-        first = self._decode(chunks[:single]).copy()
-        return np.concatenate((first, self._decode(chunks[single:])))
+        """One step."""
+        return self._memory.execute(chunks)
 
-    def _decode(self, chunks: Sequence[Chunk]) -> Floats:
-        rows = self._batch.fill(chunks)
-        code = self._library.llama_decode(self._context, self._batch.struct)
-        if code != 0:
-            raise RunnerError(f"llama_decode answered {code} to {self._batch.struct.n_tokens} tokens")
-        if not rows:
-            return np.empty((0, self.limits.vocabulary), np.float32)
-        count = rows * self.limits.vocabulary
-        logits = (c.c_float * count).from_address(self._library.llama_get_logits(self._context))
-        return np.frombuffer(memoryview(logits), np.float32).reshape(rows, self.limits.vocabulary)
+    def check_integrity(self) -> None:
+        """Raise `AssertionError` when memory is not what the books say."""
+        self._memory.check_integrity()
 
     def close(self) -> None:
         """Free the context, and the model where it was loaded here. May be called again."""
         self._kept.clear()
-        context, self._context = self._context, None
-        if context:
-            self._library.llama_free(context)
-            if self._own_model:
-                self.model.close()
+        self._memory.close()
+        if self._own_model:
+            self.model.close()
 
-    def _export(self, slot: int) -> npt.NDArray[np.uint8]:
-        size = self._library.llama_state_seq_get_size(self._context, slot)
-        state = np.empty(size, np.uint8)
-        written = self._library.llama_state_seq_get_data(self._context, state.ctypes.data, size, slot)
-        if not written:
-            raise RunnerError("llama.cpp could not export the state of a sequence")
-        return state[:written]
+    def _context(self, streams: int, *, flash: bool = False) -> LlamaContext:
+        sequences = streams or self._slots
+        cells = self._cells // streams // GRAIN * GRAIN * streams if streams else self._cells
+        return LlamaContext(self.model, cells, sequences=sequences, streams=streams > 0, flash=flash, **self._options)
 
-    def _import(self, slot: int, state: npt.NDArray[np.uint8]) -> None:
-        if not self._library.llama_state_seq_set_data(self._context, state.ctypes.data, len(state), slot):
-            raise RunnerError("llama.cpp could not import the state of a sequence")
-
-
-class _Arrays:
-    """A `llama_batch` over arrays of ours, allocated once."""
-
-    def __init__(self, size: int) -> None:
-        self._tokens = np.zeros(size, np.int32)
-        self._positions = np.zeros(size, np.int32)
-        self._slots = np.zeros(size, np.int32)
-        self._wanted = np.zeros(size, np.int8)
-        self._one = np.ones(size, np.int32)
-        self._pointers = (self._slots.ctypes.data + 4 * np.arange(size)).astype(np.uintp)
-        self.struct = Batch(
-            n_tokens=0,
-            token=self._tokens.ctypes.data,
-            pos=self._positions.ctypes.data,
-            n_seq_id=self._one.ctypes.data,
-            seq_id=self._pointers.ctypes.data,
-            logits=self._wanted.ctypes.data,
-        )
-
-    def fill(self, chunks: Sequence[Chunk]) -> int:
-        """Put `chunks` in; the number of rows that are wanted."""
-        tokens: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        wanted = []
-        for chunk in chunks:
-            slot, count = chunk.slot, chunk.count
-            if count == 1:
-                tokens.append(chunk.sequence.tokens[chunk.start])
-                positions.append(chunk.start)
-                slots.append(slot)
-            else:
-                tokens += chunk.tokens
-                positions += range(chunk.start, chunk.start + count)
-                slots += [slot] * count
-            if chunk.sample:
-                wanted.append(len(tokens) - 1)
-        count = len(tokens)
-        self._tokens[:count] = tokens
-        self._positions[:count] = positions
-        self._slots[:count] = slots
-        self._wanted[:count] = 0
-        self._wanted[wanted] = 1
-        self.struct.n_tokens = count
-        return len(wanted)
+    def _elastic(self) -> ElasticMemory | None:
+        """None where llama.cpp will not have it, or its states cannot be taken apart."""
+        try:
+            memory = ElasticMemory(lambda streams: self._context(streams, flash=True), self._cells, MOST_STREAMS)
+        except ConfigError as error:
+            logger.debug("one KV memory for all: %s", error.message)
+            return None
+        if memory.works():
+            return memory
+        memory.close()
+        return None
