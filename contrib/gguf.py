@@ -17,7 +17,7 @@ __all__ = ["open_gguf"]
 
 Engine: TypeAlias = Literal["velo", "llama-server", "cuda"]
 ENGINES: tuple[Engine, ...] = ("velo", "llama-server", "cuda")
-OWN = ("num_blocks", "batch")  # options that llama-server does not have
+OWN = ("num_blocks", "batch", "kv_layout")  # options that llama-server does not have
 
 
 # Models that speak in channels (gpt-oss): llama-server tells their reasoning from their answers, our engine does not.
@@ -28,8 +28,8 @@ def open_gguf(model: str, *, engine: Engine | None = None, in_process: bool = Fa
     """The backend of a path to a `.gguf`, an installed model's name, or `hf:org/repo:quant`.
 
     `engine` None takes `llama-server`, unless something is asked for that only `velo` knows. `options` are those of
-    `EmbeddedBackend`; `velo` and `cuda` know `num_blocks` and `batch` besides, and `cuda` the number of its GPU,
-    `device`. `in_process` runs them without a child: nothing is copied between processes, and a crash of native code
+    `EmbeddedBackend`; `velo` and `cuda` know `num_blocks` and `batch` besides, `velo` the `kv_layout`, and `cuda`
+    the number of its GPU, `device`. `in_process` runs them without a child: nothing is copied between processes, and a crash of native code
     ends this one. Raises `ConfigError`, and `GpuUnavailable` where `cuda` cannot run.
     """
     device = options.pop("device", None)
@@ -46,6 +46,8 @@ def open_gguf(model: str, *, engine: Engine | None = None, in_process: bool = Fa
         return EmbeddedBackend(model, **options)
     _check_template(model, options.get("folder"))
     if engine == "cuda":
+        if "kv_layout" in own:
+            raise ConfigError("cuda has no kv_layout: only the engine velo does")
         own["device"] = check_device(device or 0)
     if in_process:
         from velollm.contrib.velo.backend import EngineBackend

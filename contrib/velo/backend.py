@@ -55,9 +55,9 @@ class EngineBackend(Backend):
 
     `ctx` is the longest conversation in tokens, `parallel` how many are computed at once, `kv_type` the type of the KV
     cache, `num_blocks` its size in blocks of 16 tokens, `batch` the largest step in tokens: by default what suits model
-    and machine. With a `device` the kernels of velollm.gpu compute on that GPU. `plan` is a plan that was made already;
-    `aliases` are further names it answers to. Raises `ConfigError` when there is no such model, the file is no usable
-    GGUF, the extra is missing, or memory does not suffice.
+    and machine. `kv_layout` "unified" keeps the cache in one piece. With a `device` the kernels of velollm.gpu compute
+    on that GPU. `plan` is a plan that was made already; `aliases` are further names it answers to. Raises `ConfigError`
+    when there is no such model, the file is no usable GGUF, the extra is missing, or memory does not suffice.
     """
 
     capabilities = CAPABILITIES
@@ -301,7 +301,14 @@ def _load(path: Path, plan: EnginePlan) -> _Loaded:
 
 def _runner(path: Path, model: LlamaModel, plan: EnginePlan) -> Runner:
     if plan.device is None:
-        return LlamaCppRunner(model, plan.num_blocks, batch=plan.batch, threads=plan.threads, kv_type=plan.kv_type)
+        return LlamaCppRunner(
+            model,
+            plan.num_blocks,
+            batch=plan.batch,
+            threads=plan.threads,
+            kv_type=plan.kv_type,
+            streams=plan.streams,
+        )
     from velollm.engine.cuda_runner import CudaRunner
     from velollm.gpu.executor import CudaExecutor
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
 import attrs
 
 from velollm.contrib.llamacpp.plan import USUAL_CONTEXT, Machine
@@ -10,7 +12,9 @@ from velollm.errors import ConfigError
 from velollm.hardware.gguf import KV_BYTES, kv_bytes_per_token
 from velollm.models.gguf import GGUF
 
-__all__ = ["GPU_TYPES", "EnginePlan", "make_plan"]
+__all__ = ["GPU_TYPES", "EnginePlan", "KVLayout", "make_plan"]
+
+KVLayout: TypeAlias = Literal["auto", "unified"]
 
 GRAIN = 256  # llama.cpp rounds contexts up to this
 POOL = 4  # so many full contexts, where memory allows
@@ -22,8 +26,9 @@ GPU_RUNNING, GPU_BATCH = 64, 512
 @attrs.frozen(kw_only=True)
 class EnginePlan:
     """`context` is the longest conversation, `batch` the largest step, in tokens; on the host may lie `swap_tokens` of
-    conversations that wait, and `host_tokens` of what is cached. On the GPU number `device` there are as many blocks as
-    fit where `num_blocks` is 0; with None, llama.cpp computes."""
+    conversations that wait, and `host_tokens` of what is cached. With `streams` each conversation's may lie apart. On
+    the GPU number `device` there are as many blocks as fit where `num_blocks` is 0; with None, llama.cpp computes.
+    """
 
     context: int
     num_blocks: int
@@ -34,6 +39,7 @@ class EnginePlan:
     swap_tokens: int
     host_tokens: int
     device: int | None = None
+    streams: bool = False
 
     def __str__(self) -> str:
         pool = f"{self.num_blocks * BLOCK_SIZE} tokens" if self.num_blocks else "as many tokens as fit"
@@ -54,21 +60,26 @@ def make_plan(
     kv_type: str = "f16",
     num_blocks: int | None = None,
     batch: int | None = None,
+    kv_layout: KVLayout = "auto",
     device: int | None = None,
 ) -> EnginePlan:
     """What was asked for; for the rest, a quarter of the free memory for the pool, and an eighth each for what is
-    swapped and what is cached. With a `device`, weights and pool lie on that GPU, whose memory whoever opens it sees.
+    swapped and what is cached. The cache may be parted where there is room to carry all of it to the host meanwhile.
+    With a `device`, weights and pool lie on that GPU, whose memory whoever opens it sees.
 
     Raises `ConfigError` for values that make no sense, and when model and pool do not fit into memory.
     """
     if kv_type not in KV_BYTES:
         raise ConfigError(f"kv_type {kv_type!r} is none of {', '.join(KV_BYTES)}")
+    if kv_layout not in ("auto", "unified"):
+        raise ConfigError(f"kv_layout {kv_layout!r} is none of auto, unified")
     asked = {"ctx": ctx, "parallel": parallel, "threads": threads, "num_blocks": num_blocks, "batch": batch}
     for name, value in asked.items():
         if value is not None and value < 1:
             raise ConfigError(f"{name} must be at least 1, not {value}")
     trained = model.context_length or USUAL_CONTEXT
     each = max(kv_bytes_per_token(model, kv_type), 1.0)
+    host_tokens = int(machine.memory / 8 / each)
     if device is not None:
         if kv_type not in GPU_TYPES:
             raise ConfigError(f"kv_type {kv_type!r} is not computed on a GPU: {', '.join(GPU_TYPES)} are")
@@ -80,8 +91,8 @@ def make_plan(
             batch=batch or GPU_BATCH,
             threads=threads or machine.cores,
             kv_type=kv_type,
-            swap_tokens=int(machine.memory / 8 / each),
-            host_tokens=int(machine.memory / 8 / each),
+            swap_tokens=host_tokens,
+            host_tokens=host_tokens,
             device=device,
         )
     room = max(min(machine.memory / 4, machine.memory - model.size), 0)
@@ -94,6 +105,7 @@ def make_plan(
             f"{model.name or 'the model'} needs {needed // MIB} MiB ({model.size // MIB} for its weights, the rest for "
             f"{pool} tokens of context), and {machine.memory // MIB} MiB are free: a smaller --ctx or --kv-type may do"
         )
+    carried = needed + int((pool + host_tokens) * each)
     return EnginePlan(
         context=min(context, pool),
         num_blocks=-(-pool // BLOCK_SIZE),
@@ -101,6 +113,7 @@ def make_plan(
         batch=batch or 256,
         threads=threads or machine.cores,
         kv_type=kv_type,
-        swap_tokens=int(machine.memory / 8 / each),
-        host_tokens=int(machine.memory / 8 / each),
+        swap_tokens=host_tokens,
+        host_tokens=host_tokens,
+        streams=kv_layout == "auto" and carried <= machine.memory,
     )

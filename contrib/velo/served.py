@@ -14,7 +14,7 @@ from velollm.contrib.llamacpp.plan import this_machine
 from velollm.contrib.llamacpp.process import LlamaProcess
 from velollm.contrib.velo.capabilities import CAPABILITIES
 from velollm.contrib.velo.client import EngineClient
-from velollm.contrib.velo.plan import EnginePlan, make_plan
+from velollm.contrib.velo.plan import EnginePlan, KVLayout, make_plan
 from velollm.models.gguf import GGUF
 
 __all__ = ["ServedEngine"]
@@ -25,8 +25,8 @@ CHILD = Path(__file__).with_name("child.py")
 class ServedEngine(EmbeddedBackend):
     """The model `model` run by our engine, with the options of `EmbeddedBackend` (without `unified` and `replicate`).
 
-    `num_blocks` is the size of the KV cache in blocks of 16 tokens, `batch` the largest step in tokens; with a `device`
-    the kernels of velollm.gpu compute on that GPU.
+    `num_blocks` is the size of the KV cache in blocks of 16 tokens, `batch` the largest step in tokens; `kv_layout`
+    "unified" keeps it in one piece; with a `device` the kernels of velollm.gpu compute on that GPU.
     """
 
     capabilities = CAPABILITIES
@@ -37,12 +37,13 @@ class ServedEngine(EmbeddedBackend):
         *,
         num_blocks: int | None = None,
         batch: int | None = None,
+        kv_layout: KVLayout = "auto",
         device: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__(model, **options)
         del self._options["unified"]
-        self._options |= {"num_blocks": num_blocks, "batch": batch, "device": device}
+        self._options |= {"num_blocks": num_blocks, "batch": batch, "kv_layout": kv_layout, "device": device}
         self._made: EnginePlan | None = None
         if self._file is not None:
             self._plan(self._file[1])  # what cannot be is said now

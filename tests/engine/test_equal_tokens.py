@@ -37,16 +37,23 @@ def numpy_runner(path: Path, num_blocks: int) -> Runner:
     return NumpyRunner(path, num_blocks)
 
 
-def llama_runner(path: Path, num_blocks: int) -> Runner:
+def llama_runner(path: Path, num_blocks: int, *, streams: bool = False) -> Runner:
     from velollm.engine import LlamaCppRunner
 
-    return LlamaCppRunner(path, num_blocks, threads=1, kv_type="f32")
+    return LlamaCppRunner(path, num_blocks, threads=1, kv_type="f32", streams=streams)
+
+
+def streams_runner(path: Path, num_blocks: int) -> Runner:
+    return llama_runner(path, num_blocks, streams=True)
 
 
 needs_llama = pytest.mark.skipif(find_spec("xllamacpp") is None, reason="the extra llamacpp is not installed")
 
 
-@pytest.fixture(params=[numpy_runner, pytest.param(llama_runner, marks=needs_llama)], scope="module")
+@pytest.fixture(
+    params=[numpy_runner, *(pytest.param(kind, marks=needs_llama) for kind in (llama_runner, streams_runner))],
+    scope="module",
+)
 def make(request: pytest.FixtureRequest, tiny: Path) -> Iterator[Callable[..., EngineCore]]:
     made: list[EngineCore] = []
 

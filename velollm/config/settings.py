@@ -161,6 +161,9 @@ class EngineSettings:
         None, "size of its KV cache, in blocks of 16 tokens (velo, cuda)", flag="--kv-blocks", check=positive
     )
     batch: int | None = setting(None, "tokens that it computes in one step (velo, cuda)", check=positive)
+    kv_layout: Literal["auto", "unified"] | None = setting(
+        None, "whether each conversation's KV cache may lie apart (velo only; default: where that is faster)"
+    )
 
 
 @attrs.frozen(kw_only=True)

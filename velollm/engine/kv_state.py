@@ -77,6 +77,8 @@ class KvState:
 
     @classmethod
     def _parse_cells(cls, data: Bytes, at: int, end: int, count: int) -> KvState:
+        if CELL * count + CONSTANTS.size > end - at:
+            raise ValueError("the state of a sequence ends too soon")
         cells = data[at : at + CELL * count].view(np.int32).reshape(count, 3)
         at += CELL * count
         constants = bytes(data[at : at + CONSTANTS.size])
@@ -133,6 +135,10 @@ class KvState:
         """The cells for whose positions `wanted` is true."""
         pieces = [piece.where(wanted(piece.positions)) for piece in self._pieces]
         return KvState(tuple(piece for piece in pieces if piece is not None), self._constants, self._rows)
+
+    def at(self, wanted: npt.NDArray[np.bool_]) -> KvState:
+        """The cells at the positions where `wanted` is true."""
+        return self.where(lambda positions: wanted[positions])
 
     def between(self, start: int, end: int) -> KvState:
         """The cells from position `start` up to `end`."""

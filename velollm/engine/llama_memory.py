@@ -144,8 +144,7 @@ class ElasticMemory:
 
     def close(self) -> None:
         """Free the memory. May be called again."""
-        if self._context is not None:
-            self._context.close()
+        self._let_go()
         self._host.clear()
 
     def works(self) -> bool:
@@ -202,20 +201,30 @@ class ElasticMemory:
         if self._context is not None:
             self._host = {slot: self.read(slot) for slot in self._known()}
             self._streams, self._slots = {}, {}
-            context, self._context = self._context, None
-            context.close()
+            self._let_go()
+        host = self._host
         try:
             self._open(streams)
-        except ConfigError as error:  # what is on the host stays there, until it succeeds
-            raise RunnerError(error.message) from error
-        if self._unified is not None:
-            host, self._host = self._host, {}
-            for slot, own, shared in self._origins.shares(list(host)):
-                state = host[slot].where(lambda positions, own=own: own[positions])
-                if len(state):
-                    self._unified.write(slot, state.pack(slot, 1))
-                for owner, start, end in shared:
-                    self._unified.alias(owner, slot, start, end)
+            if self._unified is not None:
+                self._host = {}
+                self._unite(self._unified, host)
+        except (ConfigError, RunnerError) as error:  # what is on the host stays there, until it succeeds
+            self._let_go()
+            self._host = host
+            raise RunnerError(str(error)) from error
+
+    def _unite(self, context: LlamaContext, host: dict[int, KvState]) -> None:
+        for slot, own, shared in self._origins.shares(list(host)):
+            state = host[slot].at(own)
+            if len(state):
+                context.write(slot, state.pack(slot, 1))
+            for owner, start, end in shared:
+                context.alias(owner, slot, start, end)
+
+    def _let_go(self) -> None:
+        context, self._context = self._context, None
+        if context is not None:
+            context.close()
 
     def _open(self, streams: int) -> None:
         self.streams = streams

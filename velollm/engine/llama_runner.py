@@ -97,7 +97,7 @@ class LlamaCppRunner:
             raise ConfigError(f"kv_type {kv_type!r} is none of {', '.join(KV_TYPES)}")
         self._own_model = not isinstance(model, LlamaModel)
         self.model = model if isinstance(model, LlamaModel) else LlamaModel(model)
-        self._options = {"batch": batch, "threads": threads, "kv_type": kv_type}
+        self._options: dict[str, Any] = {"batch": batch, "threads": threads, "kv_type": kv_type}
         self._cells = -(-num_blocks * BLOCK_SIZE // GRAIN) * GRAIN
         self._slots = min(slots or (MAX_SLOTS if self.model.shares else LONE_SLOTS), MAX_SLOTS)
         on_cpu = not self.model.library.llama_supports_gpu_offload()

@@ -80,6 +80,7 @@ def _embed(model: str, settings: Settings) -> Backend:
         num_blocks=engine.blocks,
         batch=engine.batch,
         device=engine.device,
+        kv_layout=engine.kv_layout,
     )
 
 

@@ -48,6 +48,12 @@ def test_what_was_asked_for() -> None:
     assert plan(64 * GIB, num_blocks=64).context == 1024, "nor than there are blocks"
 
 
+def test_the_cache_is_parted_where_it_can_be_carried_meanwhile() -> None:
+    assert plan(32 * GIB).streams
+    assert not plan(32 * GIB, kv_layout="unified").streams
+    assert not plan(6 * GIB).streams
+
+
 def test_what_cannot_be() -> None:
     with pytest.raises(ConfigError, match=r"needs 5120 MiB .4096 for its weights.* 4608 MiB are free"):
         plan(4 * GIB + GIB // 2, ctx=8192)
@@ -55,3 +61,5 @@ def test_what_cannot_be() -> None:
         plan(GIB, batch=0)
     with pytest.raises(ConfigError, match="kv_type"):
         plan(GIB, kv_type="f8")
+    with pytest.raises(ConfigError, match="kv_layout"):
+        plan(GIB, kv_layout="parted")
