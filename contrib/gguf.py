@@ -28,9 +28,9 @@ def open_gguf(model: str, *, engine: Engine | None = None, in_process: bool = Fa
     """The backend of a path to a `.gguf`, an installed model's name, or `hf:org/repo:quant`.
 
     `engine` None takes `llama-server`, unless something is asked for that only `velo` knows. `options` are those of
-    `EmbeddedBackend`; `velo` and `cuda` know `num_blocks` and `batch` besides, `velo` the `kv_layout`, and `cuda`
-    the number of its GPU, `device`. `in_process` runs them without a child: nothing is copied between processes, and a crash of native code
-    ends this one. Raises `ConfigError`, and `GpuUnavailable` where `cuda` cannot run.
+    `EmbeddedBackend`; `velo` and `cuda` know `num_blocks` and `batch` besides, `velo` the `kv_layout`, and `cuda` the
+    number of its GPU, `device`. `in_process` runs them without a child: nothing is copied between processes, and a
+    crash of native code ends this one. Raises `ConfigError`, and `GpuUnavailable` where `cuda` cannot run.
     """
     device = options.pop("device", None)
     own = {name: value for name in OWN if (value := options.pop(name, None)) is not None}
