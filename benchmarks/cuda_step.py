@@ -21,7 +21,7 @@ from typing import Any
 
 import attrs
 import numpy as np
-from kernels import copy_rate
+from kernels import copy_rate, the_gpu
 
 from velollm.engine.blocks import BLOCK_SIZE, BlockManager
 from velollm.engine.cuda_batch import inputs_of
@@ -32,8 +32,7 @@ from velollm.engine.model_shape import ModelShape
 from velollm.engine.scheduler import Chunk
 from velollm.engine.sequence import Sequence
 from velollm.gpu.arrays import Array
-from velollm.gpu.device import look
-from velollm.gpu.executor import CudaExecutor, Executor
+from velollm.gpu.executor import Executor
 from velollm.gpu.rope import RopeScaling, rotations
 from velollm.gpu.sampling import argmax
 
@@ -163,15 +162,11 @@ def main() -> int:
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--save", action="store_true")
     args = parser.parse_args()
-    found = look()
-    if found.missing:
-        sys.stderr.write(f"there is no GPU to measure: {found.missing}; {found.summary}\n")
-        return 3
-    on = CudaExecutor()
+    on, about = the_gpu()
     rate = copy_rate(on)
     model = random_model(on, Sizes(), args.context)
     rows = [measured(on, model, batch, args.context, rate) for batch in args.batch or sorted(GOALS)]
-    result = {"gpu": found.devices[0], "found": found.summary, "copy_bytes_per_second": rate, "rows": rows}
+    result = {**about, "copy_bytes_per_second": rate, "rows": rows}
     print(json.dumps(result, indent=2))
     if args.save:
         RESULTS.write_text(json.dumps(result, indent=2) + "\n")

@@ -199,16 +199,21 @@ def writes(on: CudaExecutor, rate: float) -> list[dict[str, Any]]:
     return rows
 
 
+def the_gpu() -> tuple[CudaExecutor, dict[str, Any]]:
+    """The first GPU, and what the results say of it. Ends the script where there is none."""
+    found = look()
+    if found.missing:
+        sys.stderr.write(f"there is no GPU to measure: {found.missing}; {found.summary}\n")
+        raise SystemExit(3)
+    return CudaExecutor(), {"gpu": found.devices[0], "found": found.summary}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("decode", "prefill", "kv"))
     parser.add_argument("--save", action="store_true")
     args = parser.parse_args()
-    found = look()
-    if found.missing:
-        sys.stderr.write(f"there is no GPU to measure: {found.missing}; {found.summary}\n")
-        return 3
-    on = CudaExecutor()
+    on, about = the_gpu()
     rate = copy_rate(on)
     rows: list[dict[str, Any]] = [{"what": "copy", "bytes_per_second": rate}]
     if args.only in (None, "decode"):
@@ -220,7 +225,7 @@ def main() -> int:
         rows += [prefill(on, batch, length) for batch, length in PREFILLS]
     if args.only in (None, "kv"):
         rows += writes(on, rate)
-    result = {"gpu": found.devices[0], "found": found.summary, "rows": rows}
+    result = {**about, "rows": rows}
     print(json.dumps(result, indent=2))
     if args.save:
         RESULTS.write_text(json.dumps(result, indent=2) + "\n")

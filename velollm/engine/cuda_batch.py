@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from velollm.engine.blocks import BLOCK_SIZE
+from velollm.engine.sampling import Draw
 from velollm.engine.scheduler import Chunk
 from velollm.gpu.arrays import ITEM_SIZE, Array
 from velollm.gpu.attention import DECODE_ROWS
 from velollm.gpu.executor import Executor
 
-__all__ = ["DecodeInputs", "Inputs", "Part", "inputs_of"]
+__all__ = ["DecodeInputs", "DrawInputs", "Inputs", "Part", "inputs_of"]
 
 NOT_KEPT = -1  # the slot of a row whose keys and values go nowhere
 
@@ -85,33 +86,49 @@ def _part(on: Executor, chunks: Sequence[Chunk], first: int) -> Part:
     )
 
 
-class DecodeInputs:
-    """Inputs of one size for steps of one token for each sequence, at places that stay: `rows` sequences, whose tables
-    have `width` blocks. All of it goes to the GPU in one copy from pinned memory.
+class Places:
+    """Arrays that stay where they are: written on the `host`, and sent `there` in one copy from pinned memory.
 
-    Rows without a sequence have no context, and what they compute is kept nowhere.
+    `shapes` names them, with the type of their numbers; the widest come first, so that all of them are aligned.
     """
 
-    def __init__(self, on: Executor, rows: int, width: int) -> None:
-        shapes = {  # the widest numbers first, so that all of them are aligned
-            "slots": ("int64", (rows,)),
-            "tokens": ("int32", (rows,)),
-            "positions": ("int32", (rows,)),
-            "lengths": ("int32", (rows,)),
-            "tables": ("int32", (rows, width)),
-        }
+    def __init__(self, on: Executor, shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
         size = sum(ITEM_SIZE[scalar] * int(np.prod(shape)) for scalar, shape in shapes.values())
         self._on = on
         self._staged, self._device = on.pinned((size,), "uint8"), on.empty((size,), "uint8")
-        self._host: dict[str, npt.NDArray[Any]] = {}
-        there, at = {}, 0
+        self.host: dict[str, npt.NDArray[Any]] = {}
+        self.there: dict[str, Array] = {}
+        at = 0
         for name, (scalar, shape) in shapes.items():
-            staged, there[name] = (
+            staged, self.there[name] = (
                 attrs.evolve(whole, pointer=whole.pointer + at, shape=shape, scalar=scalar)
                 for whole in (self._staged, self._device)
             )
-            self._host[name] = staged.view()
+            self.host[name] = staged.view()
             at += staged.nbytes
+
+    def send(self) -> None:
+        """Copy all of it. What was sent before must have arrived."""
+        self._on.copy(self._staged, self._device)
+
+
+class DecodeInputs:
+    """Inputs of one size for steps of one token for each sequence, at places that stay: `rows` sequences, whose tables
+    have `width` blocks. Rows without a sequence have no context, and what they compute is kept nowhere.
+    """
+
+    def __init__(self, on: Executor, rows: int, width: int) -> None:
+        self._places = Places(
+            on,
+            {
+                "slots": ("int64", (rows,)),
+                "tokens": ("int32", (rows,)),
+                "positions": ("int32", (rows,)),
+                "lengths": ("int32", (rows,)),
+                "tables": ("int32", (rows, width)),
+            },
+        )
+        there = self._places.there
         part = Part(
             rows=slice(0, rows),
             tables=there["tables"],
@@ -122,8 +139,8 @@ class DecodeInputs:
         self.inputs = Inputs(tokens=there["tokens"], positions=there["positions"], slots=there["slots"], parts=(part,))
 
     def fill(self, chunks: Sequence[Chunk]) -> None:
-        """Put `chunks` of one token each in. The copy before must be done."""
-        host, count = self._host, len(chunks)
+        """Put `chunks` of one token each in. Those before must have arrived."""
+        host, count = self._places.host, len(chunks)
         host["slots"][count:] = NOT_KEPT
         host["tables"][...] = -1
         for name in ("tokens", "positions", "lengths"):
@@ -135,4 +152,21 @@ class DecodeInputs:
             host["slots"][row] = table[start // BLOCK_SIZE] * BLOCK_SIZE + start % BLOCK_SIZE
             used = min(len(table), host["tables"].shape[1])
             host["tables"][row, :used] = table[:used]
-        self._on.copy(self._staged, self._device)
+        self._places.send()
+
+
+class DrawInputs:
+    """How the tokens of up to `rows` rows are drawn, at places that stay, as `velollm.gpu.sample` takes it."""
+
+    def __init__(self, on: Executor, rows: int) -> None:
+        kinds = {"seed": "uint64", "position": "int32", "temperature": "fp32", "top_k": "int32"}
+        self._names = (*kinds, "top_p", "min_p")
+        self._places = Places(on, {name: (kinds.get(name, "fp32"), (rows,)) for name in self._names})
+
+    def fill(self, draws: Sequence[Draw | None]) -> dict[str, Array]:
+        """Put `draws` in, and return the arguments of `sample`; where there is none, the best is taken."""
+        for name in self._names:
+            self._places.host[name][: len(draws)] = [0 if draw is None else getattr(draw, name) for draw in draws]
+        self._places.send()
+        found = {name: array[: len(draws)] for name, array in self._places.there.items()}
+        return {"seeds": found.pop("seed"), "positions": found.pop("position"), **found}

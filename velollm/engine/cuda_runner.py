@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from velollm.engine.blocks import BLOCK_SIZE
-from velollm.engine.cuda_batch import inputs_of
+from velollm.engine.cuda_batch import DrawInputs, inputs_of
 from velollm.engine.cuda_forward import Forward
 from velollm.engine.cuda_graphs import DecodeGraphs
 from velollm.engine.cuda_model import CudaModel, load_model
@@ -35,7 +35,6 @@ GRAPH_ROWS = 64
 USUAL_CONTEXT = 8192
 SHARE = 0.9  # of the memory that is left beside the weights
 RESERVE = 256 * 1024 * 1024  # bytes for graphs, the workspace of products, and machine code
-GREEDY = Draw(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, seed=0, position=0)
 
 
 class CudaRunner:
@@ -78,6 +77,7 @@ class CudaRunner:
         self.graphs = DecodeGraphs(
             self._on, self._forward, rows=min(graph_rows, batch), blocks=-(-shape.context // BLOCK_SIZE)
         )
+        self._draws = DrawInputs(self._on, batch)
         self._moves = BlockMoves(self._on, self._pages)
         self.limits = RunnerLimits(
             vocabulary=model.embedding.shape[0],
@@ -142,18 +142,8 @@ class CudaRunner:
         chosen: Array
         if all(draw is None or draw.temperature <= 0 for draw in draws):
             chosen = argmax(logits, on=self._on)
-            return chosen
-        known = [draw or GREEDY for draw in draws]
-        chosen = sample(
-            logits,
-            seeds=np.array([draw.seed for draw in known], np.uint64),
-            positions=[draw.position for draw in known],
-            temperature=[draw.temperature for draw in known],
-            top_k=[draw.top_k for draw in known],
-            top_p=[draw.top_p for draw in known],
-            min_p=[draw.min_p for draw in known],
-            on=self._on,
-        )
+        else:
+            chosen = sample(logits, **self._draws.fill(draws), on=self._on)
         return chosen
 
 

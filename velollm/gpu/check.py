@@ -1,4 +1,5 @@
-"""Runs the kernels where they are to run, and compares with NumPy in float64: a few random cases of each call."""
+"""Runs the kernels where they are to run, and compares with NumPy in float64: a few random cases of each call; products
+and graphs as well where cuBLASLt is installed."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ import numpy.typing as npt
 
 from velollm.gpu.arrays import rounded, widened
 from velollm.gpu.attention import BLOCK, paged_attention
-from velollm.gpu.check_layers import LAYER_CASES
+from velollm.gpu.check_layers import LAYER_CASES, PRODUCT_CASES
+from velollm.gpu.errors import GpuUnavailable
 from velollm.gpu.executor import Executor
 from velollm.gpu.kernels import HEAD_DIMS, SCALARS
 
@@ -44,6 +46,15 @@ def check(on: Executor, *, seed: int = 0) -> Iterator[Finding]:
         yield Finding(name=name, error=error, tolerance=TOLERANCE[scalar])
 
 
+def _multiplies(on: Executor) -> bool:
+    """Whether the library of products is installed; no number is multiplied."""
+    try:
+        on.multiply(on.empty((0, 1), "fp32"), on.empty((1, 1), "fp32"))
+    except GpuUnavailable:
+        return False
+    return True
+
+
 Case = Callable[[np.random.Generator], tuple[Floats, Floats]]
 
 
@@ -53,7 +64,7 @@ def _cases(on: Executor) -> Iterator[tuple[str, str, Case]]:
             for what, lengths, queries in (("decode", (1, 33, 300), (1, 1, 1)), ("prefill", (40, 150), (40, 70))):
                 name = f"paged_attention {what} {scalar} d{head_dim}"
                 yield name, scalar, _attention(on, scalar, head_dim, lengths, queries)
-        for call, layer in LAYER_CASES.items():
+        for call, layer in {**LAYER_CASES, **(PRODUCT_CASES if _multiplies(on) else {})}.items():
             yield f"{call} {scalar}", scalar, partial(layer, on, scalar)
 
 

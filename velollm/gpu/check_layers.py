@@ -14,10 +14,11 @@ from velollm.gpu.attention import BLOCK
 from velollm.gpu.executor import Executor
 from velollm.gpu.kv import copy_blocks, write_kv
 from velollm.gpu.layers import embed, gelu_mul, rms_norm, silu_mul
+from velollm.gpu.recording import Recorder
 from velollm.gpu.rope import rotations
 from velollm.gpu.sampling import argmax, sample, verify_greedy
 
-__all__ = ["LAYER_CASES"]
+__all__ = ["LAYER_CASES", "PRODUCT_CASES"]
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Outcome: TypeAlias = tuple[Floats, Floats]
@@ -108,6 +109,27 @@ def _verify(on: Executor, scalar: str, random: np.random.Generator) -> Outcome:
     return got, np.array([2, 2, 5, 6, 8, -1, 5, 9, 3, -1], np.float64)
 
 
+def _product(on: Executor, scalar: str, random: np.random.Generator) -> Outcome:
+    (x, wide), (weight, weights), (bias, biases) = (
+        _put(on, scalar, random.standard_normal(shape)) for shape in ((5, 264), (96, 264), 96)
+    )
+    return _got(on, on.multiply(x, weight, bias=bias)), wide @ weights.T + biases
+
+
+def _graph(on: Executor, scalar: str, random: np.random.Generator) -> Outcome:
+    """A norm and a product, captured, and done again with other numbers from pinned memory."""
+    x, _ = _put(on, scalar, random.standard_normal((3, 264)))
+    (weight, weights), (square, squares) = (_put(on, scalar, random.standard_normal(one)) for one in (264, (32, 264)))
+    recorder, staged = Recorder(on), on.pinned((3, 264), scalar)
+    out = recorder.multiply(rms_norm(x, weight, on=recorder), square)
+    again = on.capture(recorder.work)
+    staged.view()[...] = rounded(random.standard_normal((3, 264)), scalar)
+    wide = widened(staged.view(), scalar).astype(np.float64)
+    on.copy(staged, x)
+    again()
+    return _got(on, out), wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-5) * weights @ squares.T
+
+
 LAYER_CASES: Mapping[str, LayerCase] = MappingProxyType(
     {
         "rms_norm": _rms_norm,
@@ -121,3 +143,5 @@ LAYER_CASES: Mapping[str, LayerCase] = MappingProxyType(
         "verify_greedy": _verify,
     }
 )
+# What takes the library of products besides.
+PRODUCT_CASES: Mapping[str, LayerCase] = MappingProxyType({"multiply": _product, "capture": _graph})

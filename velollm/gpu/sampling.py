@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ from velollm.gpu.kernels import SCALARS, kernel
 
 __all__ = ["MAX_DRAFT", "argmax", "sample", "verify_greedy"]
 
+Setting: TypeAlias = npt.ArrayLike | Array
 MOST_THREADS, EACH = 1024, 4  # of a block; logits that a thread has at least
 MAX_DRAFT = 31  # tokens: with the one that follows, a warp's
 
@@ -35,12 +36,12 @@ def argmax(logits: Any, *, on: Executor | None = None) -> Any:
 def sample(
     logits: Any,
     *,
-    seeds: npt.ArrayLike,
-    positions: npt.ArrayLike,
-    temperature: npt.ArrayLike = 1.0,
-    top_k: npt.ArrayLike = 0,
-    top_p: npt.ArrayLike = 1.0,
-    min_p: npt.ArrayLike = 0.0,
+    seeds: Setting,
+    positions: Setting,
+    temperature: Setting = 1.0,
+    top_k: Setting = 0,
+    top_p: Setting = 1.0,
+    min_p: Setting = 0.0,
     on: Executor | None = None,
 ) -> Any:
     """A token drawn from each row of `logits` [rows, width]: [rows] int32.
