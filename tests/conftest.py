@@ -1,10 +1,14 @@
-"""Async tests run on asyncio, no test leaves its logging behind, and CI tries the same examples at every run."""
+"""Async tests run on asyncio, call nobody but this machine, leave no logging behind, and CI tries the same examples at
+every run."""
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
+import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -15,6 +19,41 @@ from velollm.observability.record import write_through
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.register_profile("default", deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+class Calls:
+    """Sees to it that no socket of Python is connected to anything beyond this machine; clients of others are left
+    alone."""
+
+    def __init__(self) -> None:
+        self.forbidden = False
+        self.tried: list[Any] = []
+        sys.addaudithook(self._look)
+
+    def _look(self, event: str, args: tuple[Any, ...]) -> None:
+        if event == "socket.connect" and self.forbidden and isinstance(args[1], tuple) and not _is_here(args[1][0]):
+            self.tried.append(args[1])
+            raise OSError(f"tests call nobody beyond this machine: {args[1]}")
+
+
+def _is_here(host: Any) -> bool:
+    try:
+        return ipaddress.ip_address(str(host).partition("%")[0]).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+CALLS = Calls()
+
+
+@pytest.fixture(autouse=True)
+def _nobody_is_called(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Nor is it enough that the call fails: nothing may have wanted to."""
+    CALLS.tried.clear()
+    CALLS.forbidden = request.node.get_closest_marker("e2e") is None
+    yield
+    CALLS.forbidden = False
+    assert not CALLS.tried
 
 
 @pytest.fixture

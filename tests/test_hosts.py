@@ -264,6 +264,27 @@ async def test_app_below_keeps_its_own_paths_under_api() -> None:
         assert (await http.get("/v1/chat/completions")).text == "mine"
 
 
+@pytest.mark.parametrize("kind", ["http", "websocket", "of tomorrow"])
+async def test_what_the_host_raises_is_its_own(kind: str) -> None:
+    """What is not ours passes with the very same scope, receive and send: there is nothing in between to cost time."""
+    broken, got = ValueError("the host's"), []
+
+    async def host_app(*given: Any) -> None:
+        got.append(given)
+        raise broken
+
+    async def nothing(*_: Any) -> Any:
+        raise AssertionError
+
+    app = VeloLLM(host_app, backend=ScriptedBackend(), cache=True)
+    given = ({"type": kind, "method": "GET", "path": "/users/v1/models", "headers": []}, nothing, lambda _: nothing())
+    with pytest.raises(ValueError, match="the host's") as caught:
+        await app(*given)
+    assert caught.value is broken
+    assert all(mine is its for mine, its in zip(got[0], given, strict=True))
+    await app.backend.aclose()
+
+
 async def test_lifespan_of_the_host_closes_the_backend() -> None:
     from starlette.applications import Starlette
 
