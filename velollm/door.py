@@ -25,6 +25,7 @@ from velollm.errors import (
     PathNotFound,
     RequestError,
     VeloError,
+    let_go,
 )
 from velollm.exchange import Exchange
 from velollm.forward import forward, forward_known, forward_unknown
@@ -76,6 +77,7 @@ class Door:
             await self._fail(exchange, VeloError("an internal error; the log of VeloLLM has the details"))
 
     async def _fail(self, exchange: Exchange, error: VeloError) -> None:
+        let_go(error)
         if exchange.respond.started:  # too late for a status: breaking off is the only honest sign left
             raise error
         await exchange.fail(error)
@@ -130,6 +132,7 @@ class Door:
             if not respond.started:
                 raise
             logger.info("request %s broke off: %s", exchange.context.request_id, error.message)
+            let_go(error)
             await respond.end(renderer.error(error))
         finally:
             opening.close()

@@ -48,7 +48,10 @@ __all__ = [
     "RequestTimeout",
     "UnsupportedError",
     "VeloError",
+    "let_go",
 ]
+
+MOST_CAUSES = 100
 
 
 class VeloError(Exception):
@@ -214,3 +217,18 @@ class BackendProtocolError(BackendError):
 
 class BackendRefused(BackendError):
     """The engine answered with an error; `status` is its own where a client can act on it."""
+
+
+def let_go(error: BaseException) -> None:
+    """Forget where an error, and what it came from, was raised: call it when the error was dealt with, or is kept.
+
+    The frames it was raised in hold what had been received by then, and often the error again. Such a circle is found
+    by the collector of garbage only, which comes round seldom, and an error that is kept and raised again grows.
+    """
+    left: list[BaseException] = [error]
+    for _ in range(MOST_CAUSES):  # they may go round in a circle
+        if not left:
+            return
+        passed = left.pop()
+        passed.__traceback__ = None
+        left += [cause for cause in (passed.__cause__, passed.__context__) if cause is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import time
 from typing import Any
@@ -25,6 +26,9 @@ from support.faulty import (
     whole_answer,
 )
 from support.upstream import Peer, Received, answer, chunk
+
+from velollm.api.sse import SSEDecoder
+from velollm.continuation import Continuation
 
 pytestmark = pytest.mark.anyio
 
@@ -152,6 +156,22 @@ async def test_one_line_of_megabytes_is_an_error() -> None:
         text, errors, _ = client_text(await proxy.ask(STREAM))
         assert text == "a"
         assert len(errors) == 1
+
+
+@pytest.mark.parametrize("engines", [1, 2])
+@pytest.mark.parametrize("then", ["close", "stay"])
+async def test_what_a_broken_answer_held_is_let_go_at_once(engines: int, then: str) -> None:
+    """Not when the collector of garbage comes round, which it does seldom in a server: by then it may be gigabytes."""
+    script = says(events(*WORDS), then=then)
+    gc.collect()
+    gc.disable()
+    try:
+        async with front(*[script] * engines) as proxy:
+            for _ in range(2):
+                assert client_text(await proxy.ask(STREAM))[1]
+            await until(lambda: not [one for one in gc.get_objects() if isinstance(one, SSEDecoder | Continuation)])
+    finally:
+        gc.enable()
 
 
 async def test_an_engine_that_answers_a_stream_in_one_piece() -> None:

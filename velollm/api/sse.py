@@ -117,6 +117,7 @@ class SSEDecoder:
         """Add to the unfinished frame."""
         self._size += len(piece)
         if self._size > self._limit:
+            self._pieces.clear()
             raise BackendProtocolError(f"an event of the stream is longer than {self._limit} bytes")
         if piece:
             self._pieces.append(piece)
@@ -179,6 +180,7 @@ class LineDecoder:
         if piece:
             self._size += len(piece)
             if self._size > self._limit:
+                self._pieces.clear()
                 raise BackendProtocolError(f"a line of the stream is longer than {self._limit} bytes")
             self._pieces.append(piece)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
-from velollm.errors import BackendError, BackendRefused, BackendUnreachable, VeloError
+from velollm.errors import BackendError, BackendRefused, BackendUnreachable, VeloError, let_go
 from velollm.routing.retries import MOST_ATTEMPTS, Purse, may_retry, pause_before
 
 __all__ = ["Attempts", "Budget"]
@@ -61,21 +61,18 @@ class Attempts(Generic[T]):
         if begun:
             if not self._left or not (going_on or broke_off(error)):
                 raise self.first_error
-            self.choices = self._left
-            return 0.0
+            return self._go_on(error, self._left)
         self._count += 1
         if self._count > MOST_ATTEMPTS or not self._worth_it(error, outage):
             raise error
         if self._left:
-            self.choices = self._left
-            return 0.0
+            return self._go_on(error, self._left)
         if not may_retry(error):
             raise error
         pause = pause_before(self._count, error)
         if pause is None:
             raise error
-        self.choices = self._targets
-        return pause
+        return self._go_on(error, self._targets, pause)
 
     def cannot_go_on(self, error: VeloError) -> None:
         """The one that was asked cannot go on with what was said. Raises the first error when nobody else is left."""
@@ -83,7 +80,12 @@ class Attempts(Generic[T]):
             self.first_error = error
         if not self._left:
             raise self.first_error
-        self.choices = self._left
+        self._go_on(error, self._left)
+
+    def _go_on(self, error: VeloError, choices: Sequence[T], pause: float = 0.0) -> float:
+        let_go(error)
+        self.choices = choices
+        return pause
 
     def _worth_it(self, error: VeloError, outage: bool) -> bool:
         if isinstance(error, BackendUnreachable) and self._left:

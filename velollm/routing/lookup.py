@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import TypeAlias
 
-from velollm.errors import BackendError, ModelNotFound, VeloError
+from velollm.errors import BackendError, ModelNotFound, VeloError, let_go
 from velollm.routing.member import Member
 
 __all__ = ["Target", "first_error", "known_targets", "missing"]
@@ -55,5 +55,6 @@ def first_error(members: Sequence[Member]) -> VeloError:
     """What is wrong with the first that does not answer."""
     for member in members:
         if member.error is not None:
+            let_go(member.error)  # it was raised before
             return member.error
     return BackendError("no backend answers")

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Collection
 
 from velollm.backend import Backend
-from velollm.errors import BackendError, BackendTimeout, BackendUnreachable, VeloError
+from velollm.errors import BackendError, BackendTimeout, BackendUnreachable, VeloError, let_go
 from velollm.messages import ModelInfo
 from velollm.routing.health import Health, Pace
 
@@ -66,6 +66,8 @@ class Member:
 
     def note(self, error: VeloError | None) -> None:
         """What became of a request: down when the backend could not be reached."""
+        if error is not None:
+            let_go(error)
         self.error = error
         self._on_health(self.name, error is None)
 

@@ -106,7 +106,7 @@ class Connection(asyncio.Protocol):
         """Until status and headers are there; raises what went wrong instead."""
         while not self.head_complete:
             if self.error is not None:
-                raise self.error
+                raise _anew(self.error)
             await self._wait()
 
     async def read(self) -> bytes:
@@ -116,7 +116,7 @@ class Connection(asyncio.Protocol):
             if self.complete:
                 return b""
             if self.error is not None:
-                raise self.error
+                raise _anew(self.error)
             await self._wait()
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
@@ -332,3 +332,8 @@ class Connection(asyncio.Protocol):
 def _reason(error: Exception) -> str:
     cause = error.__cause__ or error.__context__ or error
     return " ".join(str(cause).split())[:120] or type(error).__name__
+
+
+def _anew(error: Exception) -> Exception:
+    """The same error once more: the one that is kept must not lead to frames that lead back to it."""
+    return type(error)(*error.args)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
-from velollm.errors import BackendError
+from velollm.errors import BackendError, VeloError, let_go
 from velollm.messages import ChatEvent
 
 __all__ = ["Flight"]
@@ -109,6 +109,8 @@ class Flight:
         except asyncio.CancelledError:
             self._error = BackendError("the answer was broken off")
         except Exception as error:  # it is the readers' to handle, each in its own task
+            if isinstance(error, VeloError):
+                let_go(error)
             self._error = error
         finally:
             await self._upstream.aclose()
