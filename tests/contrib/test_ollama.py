@@ -494,6 +494,13 @@ async def test_broken_streams(backend: OllamaBackend, engine: Engine, lines: lis
         await collect(backend, ask())
 
 
+@pytest.mark.parametrize("wrong", ["m", 5, None, [], {"content": 5}, {"content": None, "tool_calls": 5}])
+async def test_malformed_lines_are_left_out(backend: OllamaBackend, engine: Engine, wrong: Any) -> None:
+    odd = {**TOKEN, "message": wrong}
+    engine.answers["/api/chat"] = lambda request: engine.lines(odd, TOKEN, odd, TOKEN, DONE)
+    assert (await answer(backend, ask())).choices[0].text == "aa"
+
+
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"{}", orjson.dumps(TOKEN), b'{"message": 5, "done": true}'])
 async def test_broken_answers_in_one_piece(backend: OllamaBackend, engine: Engine, body: bytes) -> None:
     engine.answers["/api/chat"] = lambda request: httpx.Response(200, content=body)

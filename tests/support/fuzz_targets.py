@@ -330,7 +330,14 @@ TARGETS = {
             NO_CUTS + b'event: error\ndata: {"error": {"message": "oom"}}\n\n',
         ),
     ),
-    "lines": Target(lines, (NO_CUTS + _lines("a", "é🦊"), NO_CUTS + b'{"error": "oom"}\n')),
+    "lines": Target(
+        lines,
+        (
+            NO_CUTS + _lines("a", "é🦊"),
+            NO_CUTS + _lines("a", "b").replace(b'{"role":"assistant","content":"b"}', b'"b"'),
+            NO_CUTS + b'{"error": "oom"}\n',
+        ),
+    ),
     "requests": Target(requests, tuple(orjson.dumps(body) for body in BODIES)),
     "clients": Target(
         clients,

@@ -77,7 +77,7 @@ class LineDecoder:
                 text = self._lone_text(answer)
                 if text is not None:
                     return ChatEvent(text, wire=self._wire, raw=line + b"\n")
-        except (orjson.JSONDecodeError, KeyError, TypeError):
+        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
             answer = _object(line)
         if answer is None:
             self.skipped += 1
