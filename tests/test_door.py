@@ -223,6 +223,15 @@ async def test_other_answers_to_unknown_paths_go_through() -> None:
     assert (await ask(app, "GET", "/v1/files/y")).text == "File Not Found"
 
 
+async def test_models_are_changed_by_an_ollama_only() -> None:
+    backend = ScriptedBackend()
+    for method, path in (("POST", "/api/pull"), ("DELETE", "/api/delete"), ("POST", "/api/create")):
+        answer = await ask(VeloLLM(backend=backend), method, path, b'{"model":"x"}')
+        assert answer.status == 404
+        assert "velollm models install" in answer.json["error"]
+    assert backend.forwarded == []
+
+
 async def test_spoilt_base_urls() -> None:
     app = VeloLLM(backend=ScriptedBackend())
     for path in ("/v1/v1/messages", "/v1/messages/", "/messages"):

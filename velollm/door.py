@@ -292,6 +292,15 @@ async def _version(door: Door, exchange: Exchange) -> None:
         await exchange.json(ollama.render_version())
 
 
+async def _manage(door: Door, exchange: Exchange) -> None:
+    if not await _speaks_ollama(door):
+        raise PathNotFound(
+            f"{exchange.path}: no Ollama is behind this server, and only that changes models while it runs; "
+            "`velollm models install` brings others"
+        )
+    await forward(door, exchange)
+
+
 async def _speaks_ollama(door: Door) -> bool:
     await door.backend.start()
     return "ollama" in door.backend.capabilities.dialects
@@ -313,11 +322,11 @@ ROUTES: Mapping[str, Mapping[str, Handler]] = {
     "/api/show": {"POST": _show},
     "/api/ps": _get(_ps),
     "/api/version": _get(_version),
-    "/api/pull": {"POST": forward},
-    "/api/push": {"POST": forward},
-    "/api/create": {"POST": forward},
-    "/api/copy": {"POST": forward},
-    "/api/delete": {"DELETE": forward},
+    "/api/pull": {"POST": _manage},
+    "/api/push": {"POST": _manage},
+    "/api/create": {"POST": _manage},
+    "/api/copy": {"POST": _manage},
+    "/api/delete": {"DELETE": _manage},
     "/tokenize": {"POST": _tokenize},
     "/detokenize": {"POST": _detokenize},
 }

@@ -38,11 +38,12 @@ def locate(model: str, folder: Path | None) -> Path:
 def describe(name: str, path: Path, header: GGUF, context: int) -> ModelInfo:
     """The model as clients see it, with `context` tokens.
 
-    Its digest is that of the header and the size: to read it all would take minutes.
+    Its digest is that of the header and the size: to read it all would take minutes. A chat model embeds, too, but does
+    not say so: Ollama's command line would ask it for nothing else, and neither does Ollama of its own.
     """
     template = header.chat_template or ""
     embeds = bool(header.get("{arch}.pooling_type", int))
-    capabilities = ["embedding"] if embeds else ["completion", "tools", "embedding"]
+    capabilities = ["embedding"] if embeds else ["completion", "tools"]
     if "enable_thinking" in template or "<think>" in template:
         capabilities.append("thinking")
     with path.open("rb") as file:

@@ -17,6 +17,7 @@ from velollm.contrib.forced import CallReader, ForcedCall
 from velollm.contrib.llamacpp import EmbeddedBackend, from_hub
 from velollm.contrib.llamacpp import embedded as embedding
 from velollm.contrib.llamacpp.crashes import CRASH_WINDOW, MAX_CRASHES, Crashes
+from velollm.contrib.llamacpp.local_model import describe
 from velollm.contrib.llamacpp.plan import Machine, make_plan, this_machine
 from velollm.errors import BackendError, ConfigError
 from velollm.hardware.gguf import KV_BYTES, kv_bytes_per_token
@@ -208,3 +209,10 @@ def test_reading_is_quick() -> None:
             except BackendError:
                 pass
             assert time.thread_time() - before < 0.5
+
+
+def test_a_chat_model_says_that_it_chats_and_an_embedder_that_it_embeds(tmp_path: Path) -> None:
+    """Ollama's command line asks a model that says it embeds for nothing else."""
+    path = write_tiny_gguf(tmp_path / "tiny.gguf")
+    assert describe("m", path, model(), 4096).capabilities == ["completion", "tools"]
+    assert describe("m", path, model(pooling_type=1), 4096).capabilities == ["embedding"]
