@@ -154,6 +154,7 @@ def test_blocks_are_copied_carried_away_and_brought_back(tiny: Path) -> None:
     assert runner._moves._leaving == []
     runner.apply([Export(9, 0, (6,), 16), Copy(4, 6, 16)])
     assert np.array_equal(runner._moves._kept[9].view()[:, 0], before[:, 2]), "a copy waits as well"
+    assert len(runner._moves._host._pieces) == 2, "for two blocks, and for one: pinned memory is used again"
     runner.close()
 
 

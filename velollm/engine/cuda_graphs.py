@@ -40,7 +40,7 @@ class DecodeGraphs:
     def __init__(self, on: Executor, forward: Forward, *, rows: int, blocks: int) -> None:
         self._on, self._forward = on, forward
         self._most_rows, self._most_blocks = rows, blocks
-        self._arena = Arena(on)
+        self._arena = Arena(on.empty)
         self._logits: Array | None = None
         self._steps: dict[tuple[int, int], _Step] = {}
         self.replays = 0

@@ -14,6 +14,7 @@ from velollm.engine.scheduler import Chunk
 from velollm.gpu.arrays import Array
 from velollm.gpu.executor import Executor
 from velollm.gpu.kv import copy_blocks
+from velollm.gpu.recording import Arena
 
 __all__ = ["BlockMoves"]
 
@@ -23,6 +24,7 @@ class BlockMoves:
 
     def __init__(self, on: Executor, pages: Array) -> None:
         self._on, self._beside, self._pages = on, on.beside(), pages
+        self._host = Arena(on.pinned)  # to pin memory takes longer than to fill it
         self._kept: dict[int, Array] = {}
         self._moving: set[int] = set()
         self._overdue = False
@@ -36,7 +38,8 @@ class BlockMoves:
 
     def export(self, key: int, table: Sequence[int]) -> None:
         """To the host, to be kept under `key`."""
-        kept = self._on.pinned((self._pages.shape[0], len(table), *self._pages.shape[2:]), self._pages.scalar)
+        room = 1 << (len(table) - 1).bit_length()  # so that others find it of use again
+        kept = self._host.lend((self._pages.shape[0], room, *self._pages.shape[2:]), self._pages.scalar)
         self._carry(self._pages, kept, table, range(len(table)), table)
         self._kept[key] = kept
 
@@ -62,7 +65,7 @@ class BlockMoves:
             self._leaving.clear()
 
     def close(self) -> None:
-        """Let go of pinned memory, once nothing writes to it."""
+        """Let go of what is kept, once nothing writes to it."""
         self._wait()
         self._on.finish()
         self._kept.clear()

@@ -28,10 +28,11 @@ GRAIN = 256  # bytes
 
 
 class Arena:
-    """Pieces of memory of `on`, to be used again by size; they stay until the arena goes."""
+    """Pieces of memory that `allocate` makes (`empty` or `pinned` of an executor), to be used again by size; they stay
+    until the arena goes."""
 
-    def __init__(self, on: Executor) -> None:
-        self._on = on
+    def __init__(self, allocate: Callable[[Sequence[int], str], Array]) -> None:
+        self._allocate = allocate
         self._free: dict[int, list[Array]] = {}
         self._pieces: list[Array] = []
 
@@ -46,7 +47,7 @@ class Arena:
         size = -(-max(array.nbytes, 1) // GRAIN) * GRAIN
         free = self._free.setdefault(size, [])
         if not free:
-            self._pieces.append(self._on.empty((size,), "uint8"))
+            self._pieces.append(self._allocate((size,), "uint8"))
             free.append(self._pieces[-1])
         piece = free.pop()
         return attrs.evolve(piece, shape=shape, scalar=scalar, owner=_Loan(piece, free))
@@ -91,7 +92,7 @@ class Recorder:
     def __init__(self, on: Executor, arena: Arena | None = None) -> None:
         self.capability, self.processors = on.capability, on.processors
         self.work: list[Work] = []
-        self.arena = arena or Arena(on)
+        self.arena = arena or Arena(on.empty)
         self._on = on
 
     def array(self, given: Any, scalar: str | None = None) -> Array:
