@@ -26,6 +26,7 @@ from velollm.engine.weights import read_weights
 from velollm.errors import ConfigError
 from velollm.gpu.arrays import rounded, widened
 from velollm.gpu.rope import rotations
+from velollm.models import DEFAULT_MODEL, find
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="there is no C++ compiler (g++) to emulate kernels with")
 needs_llama = pytest.mark.skipif(find_spec("xllamacpp") is None, reason="the extra llamacpp is not installed")
@@ -422,3 +423,17 @@ def test_all_ways_to_choose_in_one_batch(tiny: Path) -> None:
     assert len({tuple(tokens) for tokens in several.values()}) > 1
     again = answers(CudaRunner(tiny, 32, scalar="fp32", on=Emulator()), [specs[-1]])
     assert again[0] == several
+
+
+@pytest.mark.e2e
+def test_the_default_model() -> None:
+    """All thirty layers of it, its weights quantised in the file, in fp16; two texts at once."""
+    path = find(DEFAULT_MODEL)
+    if path is None:
+        pytest.skip(f"{DEFAULT_MODEL} is not installed")
+    greedy = SamplingParams(temperature=0)
+    prompts = ([1, 504, 3575, 282], [1, 9690, 198, 2683, 359, 253, 5356])
+    specs = [JobSpec(prompt=prompt, sampling=greedy, max_tokens=4) for prompt in prompts]
+    runner = CudaRunner(path, 32, scalar="fp16", on=Emulator())
+    assert answers(runner, specs) == answers(NumpyRunner(path, 32), specs)
+    assert runner.graphs.replays == 2

@@ -21,6 +21,7 @@ from support.numbers import TOLERANCE, error, rounded, widened
 from tiny_gguf import write_tiny_gguf
 
 from velollm.engine import CudaRunner, EngineCore, JobSpec, NumpyRunner, SamplingParams
+from velollm.engine.runner import Runner
 from velollm.gpu.check import check
 from velollm.gpu.cublas_lt import load_library
 from velollm.gpu.device import look
@@ -30,6 +31,7 @@ from velollm.gpu.kernels import SCALARS
 from velollm.gpu.kv import copy_blocks
 from velollm.gpu.layers import rms_norm
 from velollm.gpu.recording import Recorder
+from velollm.models import DEFAULT_MODEL, find
 
 FOUND = look()
 pytestmark = pytest.mark.skipif(bool(FOUND.missing), reason=f"no GPU: {FOUND.missing}")
@@ -160,22 +162,37 @@ def test_the_engine_on_a_thread_of_its_own(wide: Path) -> None:
     assert first == second
 
 
+def greedy_tokens(runner: Runner, prompts: list[list[int]], count: int) -> dict[int, list[int]]:
+    core = EngineCore(runner, _NoEnd())
+    greedy = SamplingParams(temperature=0)
+    jobs = [core.add(JobSpec(prompt=one, sampling=greedy, max_tokens=count)) for one in prompts]
+    said: dict[int, list[int]] = {}
+    while not core.idle:
+        for job, update in core.step():
+            assert not isinstance(update, BaseException), update
+            said.setdefault(jobs.index(job), []).extend(update.tokens)
+    return said
+
+
 @needs_cublas
 @pytest.mark.parametrize("graph_rows", [0, 64])
 def test_greedy_tokens_are_those_of_the_reference(on: CudaExecutor, wide: Path, graph_rows: int) -> None:
-    path = wide
     prompts = [np.random.default_rng(seed).integers(0, 500, 30 + seed).tolist() for seed in range(6)]
-    answers = []
-    for runner in (NumpyRunner(path, 64), CudaRunner(path, 64, scalar="fp32", graph_rows=graph_rows, on=on)):
-        core = EngineCore(runner, _NoEnd())
-        jobs = [core.add(JobSpec(prompt=one, sampling=SamplingParams(temperature=0), max_tokens=32)) for one in prompts]
-        said: dict[int, list[int]] = {}
-        while not core.idle:
-            for job, update in core.step():
-                assert not isinstance(update, BaseException), update
-                said.setdefault(jobs.index(job), []).extend(update.tokens)
-        answers.append(said)
-    assert answers[0] == answers[1]
+    got = greedy_tokens(CudaRunner(wide, 64, scalar="fp32", graph_rows=graph_rows, on=on), prompts, 32)
+    assert got == greedy_tokens(NumpyRunner(wide, 64), prompts, 32)
+
+
+@needs_cublas
+def test_greedy_tokens_of_the_default_model(on: CudaExecutor) -> None:
+    path = find(DEFAULT_MODEL)
+    if path is None:
+        pytest.skip(f"{DEFAULT_MODEL} is not installed")
+    prompts, count = (
+        [[1, 504, 3575, 282], [1, 9690, 198, 2683, 359, 253, 5356]],
+        4 if "EMULATED_GPU" in os.environ else 48,
+    )
+    got = greedy_tokens(CudaRunner(path, 64, scalar="fp32", on=on), prompts, count)
+    assert got == greedy_tokens(NumpyRunner(path, 64), prompts, count)
 
 
 class _NoEnd:
