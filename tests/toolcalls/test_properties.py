@@ -9,12 +9,13 @@ import re
 from typing import Any
 
 import jsonschema
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.toolcall_formats import FORMATS, TOOLS, tool
 from support.toolcall_stream import streamed
 
-from velollm.toolcalls import fix
+from velollm.toolcalls import StreamFixer, fix
 
 EXAMPLES = int(os.environ.get("VELOLLM_TEST_EXAMPLES", "60"))
 bounded = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
@@ -179,3 +180,17 @@ def test_any_text(text: str) -> None:
     assert got == [(call.name, call.arguments_json) for call in result.calls]
     if not result.calls:
         assert said == text
+
+
+@pytest.mark.parametrize("lead", ["", " ", "\t ", "Sure.\n ", "It is so:\n\n   ", "Yes. "])
+def test_the_first_delta_may_end_anywhere(lead: str) -> None:
+    """Tokenizers like to begin an answer with a space and a bracket."""
+    for family, form in FORMATS.items():
+        text = lead + form([("list_ports", {}), ("write_note", {"path": "a", "body": "b"})])
+        whole = fix(text, TOOLS)
+        for cut in range(1, min(len(text), len(lead) + 16)):
+            fixer = StreamFixer(TOOLS)
+            events = [*fixer.feed(text[:cut]), *fixer.feed(text[cut:]), *fixer.finish(None)]
+            assert (fixer.result.calls, fixer.result.content) == (whole.calls, whole.content), (family, text[:cut])
+            said = "".join(event.text or "" for event in events)
+            assert said.strip() == (whole.content or "").strip() or whole.reasoning, (family, text[:cut])

@@ -200,7 +200,7 @@ class Gate:
             return None
         char = text[at]
         if char in "{[":
-            return self._bracket(out, at)
+            return self._bracket(out, at, pos)
         length = 0
         limit = len(text)
         prefixes = self._prefixes
@@ -214,21 +214,21 @@ class Gate:
             return None
         return at
 
-    def _bracket(self, out: list[str], at: int) -> int | None:
-        """`{` or `[` where a call without markers may begin."""
+    def _bracket(self, out: list[str], at: int, start: int) -> int | None:
+        """`{` or `[` where a call without markers may begin; it is judged again from `start` where more is to come."""
         text = self._pending
         if text[at] == "{":
             if OBJECT_HEAD.match(text, at):
                 self._track(out, at)
                 return None
             if _OBJECT_MAYBE.match(text, at) and len(text) - at < 200:
-                self._wait(out, at)
+                self._wait(out, start)
                 return None
             return at + 1
-        stepped = self._list(out, at)
+        stepped = self._list(out, at, start)
         return self._marker(out, at) if stepped == at else stepped
 
-    def _list(self, out: list[str], at: int) -> int | None:
+    def _list(self, out: list[str], at: int, start: int) -> int | None:
         """`[` where a list of calls may begin; `at` itself where none does."""
         text = self._pending
         if _LIST_CALL.match(text, at):
@@ -240,7 +240,7 @@ class Gate:
             self._track(out, at)
             return None
         if _LIST_MAYBE.match(text, at) and len(text) - at < 200:
-            self._wait(out, at)
+            self._wait(out, start)
             return None
         return at
 
@@ -353,12 +353,12 @@ class Gate:
         if char == "{":
             before = self._preceding(at)
             if before[-1:] in " \t" and ends_sentence(before):
-                return self._bracket(out, at)
+                return self._bracket(out, at, at)
             return at + 1
         if char == "[":
             before = self._preceding(at)
             if before[-1:] in " \t" and ends_sentence(before):
-                stepped = self._list(out, at)
+                stepped = self._list(out, at, at)
                 if stepped != at:
                     return stepped
         if not may_follow(self._preceding(at), char):
