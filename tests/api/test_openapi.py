@@ -8,7 +8,10 @@ from typing import Any
 import orjson
 import pytest
 from jsonschema import Draft202012Validator
+from support.asgi import ask
+from support.backend import ScriptedBackend
 
+from velollm import VeloLLM
 from velollm.api.anthropic import (
     Messages,
     parse_count_tokens,
@@ -96,6 +99,16 @@ def test_operations_are_named_once_and_document_their_errors() -> None:
         assert operation["responses"]["200"]["content"]
         if operation["tags"] != ["service"]:
             assert operation["responses"].keys() >= {"400", "404", "413", "422", "429", "502", "503", "504"}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("headers", [{}, {"anthropic_version": "2023-06-01"}])
+async def test_a_model_that_is_not_there_is_told_as_described(headers: dict[str, str]) -> None:
+    answer = await ask(VeloLLM(backend=ScriptedBackend()), "GET", "/v1/models/none", **headers)
+    assert answer.status == 404
+    described = DOCUMENT["paths"]["/v1/models/{model}"]["get"]["responses"]["404"]["content"]["application/json"]
+    schema = {**described["schema"], "components": DOCUMENT["components"]}
+    Draft202012Validator(schema).validate(answer.json)
 
 
 def test_every_path_that_the_door_answers_is_there() -> None:

@@ -73,16 +73,17 @@ def _content(*schemas: JSON, kind: str = "application/json") -> JSON:
     return {kind: {"schema": schema}}
 
 
-def _failures(dialect: str) -> JSON:
-    content = _content(ref(ERRORS[dialect]))
+def _failures(*dialects: str) -> JSON:
+    content = _content(*(ref(ERRORS[dialect]) for dialect in dialects))
     return {status: {"description": words, "content": content} for status, words in FAILURES.items()}
 
 
-def _operation(name: str, dialect: str, answer: JSON, **more: object) -> JSON:
+def _operation(name: str, dialect: str, answer: JSON, *others: str, **more: object) -> JSON:
+    """`others` are dialects in which it may fail as well."""
     return {
         "operationId": name,
         "tags": [dialect],
-        "responses": {"200": {"description": "The answer.", "content": answer}, **_failures(dialect)},
+        "responses": {"200": {"description": "The answer.", "content": answer}, **_failures(dialect, *others)},
         **more,
     }
 
@@ -112,8 +113,8 @@ def _openai_models() -> JSON:
     many = _content(ref("Models"), ref("AnthropicModels"))
     one = _content(ref("Model"), ref("AnthropicModel"))
     return {
-        "/v1/models": {"get": _operation("listModels", "openai", many, parameters=[header])},
-        "/v1/models/{model}": {"get": _operation("getModel", "openai", one, parameters=[name, header])},
+        "/v1/models": {"get": _operation("listModels", "openai", many, "anthropic", parameters=[header])},
+        "/v1/models/{model}": {"get": _operation("getModel", "openai", one, "anthropic", parameters=[name, header])},
     }
 
 
