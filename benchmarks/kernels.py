@@ -3,6 +3,7 @@
     python benchmarks/kernels.py [--only decode] [--save]
 
 copy       the rate of cuMemcpyDtoD of 1 GiB: what the shares below are shares of
+read       the rate of a kernel that only reads 1 GiB: the ceiling of what decoding can reach
 decode     bf16, 32 query heads over 8, heads of 128: bytes of keys and values over time; next to the faster of
            FlashInfer's two ways, and how much faster than that in the geometric mean
 prefill    causal, no prefix: TFLOP/s, next to SDPA with the FLASH backend on contiguous K and V
@@ -75,6 +76,38 @@ def copy_rate(on: CudaExecutor) -> float:
     handle = int(on.stream.handle)
     seconds = median(on, lambda: driver.cuMemcpyDtoDAsync(target.pointer, source.pointer, GIB, handle))
     return 2 * GIB / seconds
+
+
+READ = """
+extern "C" __global__ void read_only(const uint4* from, unsigned* to, unsigned long long count) {
+  unsigned seen = 0;
+  const unsigned long long step = (unsigned long long)gridDim.x * blockDim.x;
+#pragma unroll 8
+  for (unsigned long long i = (unsigned long long)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += step) {
+    const uint4 four = from[i];
+    seen ^= four.x ^ four.y ^ four.z ^ four.w;
+  }
+  if (seen == 0x9e3779b9u) *to = seen;  // so that nothing is optimised away
+}
+"""
+
+
+def read_kernel(architecture: str) -> Any:
+    """The code object of a kernel that reads, and writes as good as nothing."""
+    from cuda.core import Program, ProgramOptions
+
+    return Program(READ, "c++", ProgramOptions(std="c++17", arch=architecture)).compile("cubin")
+
+
+def read_rate(on: CudaExecutor) -> float:
+    """Bytes a second, read."""
+    from cuda.core import LaunchConfig, launch
+
+    source, target = on.empty((GIB,), "uint8"), on.empty((1,), "int32")
+    kernel = read_kernel(f"sm_{on.capability}").get_kernel("read_only")
+    config = LaunchConfig(grid=8 * on.processors, block=512)
+    arguments = (source.pointer, target.pointer, np.uint64(GIB // 16))
+    return GIB / median(on, lambda: launch(on.stream, config, kernel, *arguments))
 
 
 def rotation(on: CudaExecutor, each: int) -> int:
@@ -215,7 +248,10 @@ def main() -> int:
     args = parser.parse_args()
     on, about = the_gpu()
     rate = copy_rate(on)
-    rows: list[dict[str, Any]] = [{"what": "copy", "bytes_per_second": rate}]
+    rows: list[dict[str, Any]] = [
+        {"what": "copy", "bytes_per_second": rate},
+        {"what": "read", "bytes_per_second": read_rate(on)},
+    ]
     if args.only in (None, "decode"):
         rows += [decode(on, batch, length, rate) for batch, length in DECODES]
         ratios = [row["flashinfer_us"] / row["us"] for row in rows if "flashinfer_us" in row]

@@ -55,3 +55,7 @@ def test_a_step(benchmark: Any) -> None:
     row = cuda_step.measured(on, model, 2, 20, 1e9, steps=1)
     assert row["step_ms"] > 0
     assert row["over_roofline"] == pytest.approx(row["step_ms"] / row["roofline_ms"])
+
+
+def test_the_ceiling_compiles(benchmark: Any) -> None:
+    assert b"read_only" in benchmark("kernels").read_kernel("sm_90").code

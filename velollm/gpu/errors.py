@@ -28,7 +28,7 @@ class GpuUnavailable(ConfigError):
     @classmethod
     def missing_products(cls, error: Exception) -> GpuUnavailable:
         """cuda-python is there, but not the library of matrix products."""
-        return cls(f"matrix products need cuBLAS: {PRODUCTS} ({error})")
+        return cls(f"matrix products need cuBLAS: {PRODUCTS} ({str(error).splitlines()[0]})")
 
 
 class KernelCompileError(ConfigError):
