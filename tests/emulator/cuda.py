@@ -23,10 +23,11 @@ from emulator.cublas_lt import FakeCublasLt
 from emulator.executor import EmulationError, Emulator, build
 
 from velollm.gpu import cublas_lt, executor, matmul
+from velollm.gpu.arrays import Array
 from velollm.gpu.compiler import Compiled, Resources
 from velollm.gpu.kernels import Kernel, catalogue
 
-__all__ = ["STAND_INS", "FakeCuda"]
+__all__ = ["KEPT", "STAND_INS", "FakeCuda"]
 
 Task = Callable[[], None]
 NUMBERS = count(0x7E00_0000_0000, 0x100)
@@ -253,15 +254,23 @@ class Buffer:
     def __init__(self, world: FakeCuda, size: int, stream: Stream | None) -> None:
         array = world.memory.empty((size,), "uint8")
         self.handle, self.size = array.pointer, size
-        self._array, self._stream = array, stream
+        self._world, self._stream = world, stream
+        self._array: Array | None = array
 
-    def __del__(self) -> None:
+    def close(self, stream: Any = None) -> None:
+        if self._array is None:
+            return
+        self._world.current()
         memory = self._array.view()
         if self._stream is None:
             memory[...] = 0xFF
         else:
             self._stream.put(lambda: memory.fill(0xFF))
         KEPT.append(self._array)
+        self._array = None
+
+    def __del__(self) -> None:
+        self.close()  # which on a thread without a context fails, and fails the test
 
 
 KEPT: list[Any] = []  # what was freed stays readable, so that who reads it gets NaN and no fault

@@ -156,7 +156,10 @@ def test_blocks_are_copied_carried_away_and_brought_back(tiny: Path) -> None:
     runner.apply([Export(9, 0, (6,), 16), Copy(4, 6, 16)])
     assert np.array_equal(runner._moves._kept[9].view()[:, 0], before[:, 2]), "a copy waits as well"
     assert len(runner._moves._host._pieces) == 2, "for two blocks, and for one: pinned memory is used again"
+    on.launched.clear()
     runner.close()
+    runner.close()
+    assert sum(memory.size for memory in on._alive) < 40 << 20, "nothing is left but the workspace of products"
 
 
 def test_steps_that_decode_are_captured_once_for_each_size(tiny: Path) -> None:
@@ -435,5 +438,6 @@ def test_the_default_model() -> None:
     prompts = ([1, 504, 3575, 282], [1, 9690, 198, 2683, 359, 253, 5356])
     specs = [JobSpec(prompt=prompt, sampling=greedy, max_tokens=4) for prompt in prompts]
     runner = CudaRunner(path, 32, scalar="fp16", on=Emulator())
+    graphs = runner.graphs
     assert answers(runner, specs) == answers(NumpyRunner(path, 32), specs)
-    assert runner.graphs.replays == 2
+    assert graphs.replays == 2

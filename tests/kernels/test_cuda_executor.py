@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("cuda.core")
 pytest.importorskip("cuda.bindings")
 
-from emulator.cuda import STAND_INS, FakeCuda
+from emulator.cuda import KEPT, STAND_INS, FakeCuda
 from emulator.executor import Emulator
 from tiny_gguf import write_tiny_gguf
 
@@ -295,12 +295,21 @@ def test_swapped_blocks_are_used_by_others_at_once(cuda: FakeCuda, tmp_path: Pat
     on = CudaExecutor()
     runner = CudaRunner(path, 4, scalar="fp32", on=on)
     before = np.random.default_rng(0).standard_normal(runner._pages.shape).astype(np.float32)
-    runner._pages = on.array(before)
-    runner._moves._pages = runner._pages
+    pages = runner._moves._pages = on.array(before)
     runner.apply([Copy(1, 0, 16), Export(1, 0, (0, 2), 32), Export(2, 0, (3,), 16), Discard(2)])
     runner.apply([Import(1, 0, (3, 1))])
     runner.close()
-    assert np.array_equal(on.host(runner._pages)[:, [3, 1]], before[:, [1, 2]])
+    assert np.array_equal(on.host(pages)[:, [3, 1]], before[:, [1, 2]])
+
+
+def test_any_thread_may_be_the_last_to_hold_memory(cuda: FakeCuda) -> None:
+    on = CudaExecutor()
+    held = [on.array(np.ones(3, np.float32)), on.pinned((3,), "fp32")]
+    freed = len(KEPT)
+    thread = threading.Thread(target=held.clear)
+    thread.start()
+    thread.join()
+    assert len(KEPT) == freed + 2
 
 
 def test_addresses_are_whole() -> None:

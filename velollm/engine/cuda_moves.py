@@ -65,11 +65,9 @@ class BlockMoves:
             self._leaving.clear()
 
     def close(self) -> None:
-        """Let go of what is kept, once nothing writes to it."""
+        """Wait until nothing reads or writes any more, so that memory can go."""
         self._wait()
         self._on.finish()
-        self._kept.clear()
-        self._leaving.clear()
 
     def _carry(
         self, source: Array, target: Array, first: Sequence[int], second: Sequence[int], blocks: Sequence[int]

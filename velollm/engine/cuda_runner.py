@@ -79,6 +79,7 @@ class CudaRunner:
         )
         self._draws = DrawInputs(self._on, batch)
         self._moves = BlockMoves(self._on, self._pages)
+        self._open = True
         self.limits = RunnerLimits(
             vocabulary=model.embedding.shape[0],
             context=shape.context,
@@ -126,8 +127,11 @@ class CudaRunner:
         return tokens, rows
 
     def close(self) -> None:
-        """Let go of memory, but for what goes with the runner itself. May be called again."""
-        self._moves.close()
+        """Let go of the model, the cache and all else. May be called again."""
+        if self._open:
+            self._open = False
+            self._moves.close()
+            del self._forward, self._pages, self._draws, self._moves, self.graphs
 
     def _logits(self, chunks: Sequence[Chunk]) -> Array:
         """Those of the rows that are sampled, in order."""

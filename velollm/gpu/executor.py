@@ -5,7 +5,6 @@ A call lays out its arrays, picks an instance from the catalogue and launches it
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from copy import copy
 from functools import cache
@@ -18,6 +17,7 @@ import numpy.typing as npt
 
 from velollm.gpu.arrays import Array, scalar_of, storage
 from velollm.gpu.compiler import Compiler, default_cache
+from velollm.gpu.context import Context, Held
 from velollm.gpu.device import open_device
 from velollm.gpu.kernels import Kernel
 from velollm.gpu.matmul import Products, product_shape
@@ -106,9 +106,7 @@ class CudaExecutor:
 
     def __init__(self, index: int = 0, *, kernels: Path | None = None) -> None:
         self.device = open_device(index)
-        self._index = index
-        self._threads = threading.local()  # a CUDA context is current for one thread
-        self._threads.entered = True
+        self._context = Context(index)
         self.stream = self.device.create_stream()
         self.capability = self.device.compute_capability[0] * 10 + self.device.compute_capability[1]
         self.processors = self.device.properties.multiprocessor_count
@@ -134,7 +132,7 @@ class CudaExecutor:
         """An array of another library, which waits for whoever writes to it."""
         from cuda.core.utils import StridedMemoryView
 
-        self._enter()
+        self._context.enter()
         try:
             view = StridedMemoryView.from_any_interface(given, stream_ptr=int(self.stream.handle))
         except BufferError as error:
@@ -157,25 +155,29 @@ class CudaExecutor:
 
     def empty(self, shape: Sequence[int], scalar: str) -> Array:
         """See `Executor.empty`."""
-        self._enter()
+        self._context.enter()
         array = Array(pointer=0, shape=tuple(shape), scalar=scalar)
         buffer = self.device.allocate(max(array.nbytes, 1), stream=self.stream)
         return attrs.evolve(
-            array, pointer=int(buffer.handle), owner=buffer, on_gpu=True, stream=int(self.stream.handle)
+            array,
+            pointer=int(buffer.handle),
+            owner=Held(self._context, buffer),
+            on_gpu=True,
+            stream=int(self.stream.handle),
         )
 
     def pinned(self, shape: Sequence[int], scalar: str) -> Array:
         """See `Executor.pinned`."""
         from cuda.core import LegacyPinnedMemoryResource
 
-        self._enter()
+        self._context.enter()
         array = Array(pointer=0, shape=tuple(shape), scalar=scalar)
         buffer = LegacyPinnedMemoryResource().allocate(max(array.nbytes, 1))
-        return attrs.evolve(array, pointer=int(buffer.handle), owner=buffer)
+        return attrs.evolve(array, pointer=int(buffer.handle), owner=Held(self._context, buffer))
 
     def beside(self) -> CudaExecutor:
         """See `Executor.beside`."""
-        self._enter()
+        self._context.enter()
         other = copy(self)
         other.stream = self.device.create_stream()
         other._products = None  # a workspace serves one stream
@@ -184,14 +186,14 @@ class CudaExecutor:
     def wait_for(self, other: Executor) -> None:
         """See `Executor.wait_for`."""
         assert isinstance(other, CudaExecutor)
-        self._enter()
+        self._context.enter()
         self.stream.wait(other.stream)
 
     def host(self, array: Array) -> npt.NDArray[Any]:
         """See `Executor.host`."""
         from cuda.bindings import driver
 
-        self._enter()
+        self._context.enter()
         target = np.empty(array.shape, storage(array.scalar))
         if array.nbytes:
             _check(driver.cuMemcpyDtoHAsync(target.ctypes.data, array.pointer, array.nbytes, int(self.stream.handle)))
@@ -200,7 +202,7 @@ class CudaExecutor:
 
     def finish(self) -> None:
         """See `Executor.finish`."""
-        self._enter()
+        self._context.enter()
         self.stream.sync()
 
     def launch(self, kernel: Kernel, *, grid: Grid, block: int, arguments: Sequence[Argument], shared: int = 0) -> None:
@@ -209,13 +211,13 @@ class CudaExecutor:
 
         if 0 in grid:
             return
-        self._enter()
+        self._context.enter()
         config = LaunchConfig(grid=grid, block=block, shmem_size=shared)
         launch(self.stream, config, self._load(kernel, shared), *map(_passed, arguments))
 
     def multiply(self, x: Array, weight: Array, *, bias: Array | None = None, out: Array | None = None) -> Array:
         """See `Executor.multiply`. Raises `GpuUnavailable` where cuBLASLt is not installed."""
-        self._enter()
+        self._context.enter()
         if self._products is None:
             self._products = Products(self.empty)
         out = self.empty(product_shape(x, weight), x.scalar) if out is None else out
@@ -227,7 +229,7 @@ class CudaExecutor:
         from cuda.bindings import driver
 
         same_size(source, target)
-        self._enter()
+        self._context.enter()
         if target.nbytes:
             _check(driver.cuMemcpyHtoDAsync(target.pointer, source.pointer, target.nbytes, int(self.stream.handle)))
 
@@ -251,18 +253,10 @@ class CudaExecutor:
         """See `Executor.free_memory`."""
         from cuda.bindings import driver
 
-        self._enter()
+        self._context.enter()
         answer = driver.cuMemGetInfo()
         _check(answer)
         return int(answer[1])
-
-    def _enter(self) -> None:
-        """Make the GPU current for this thread."""
-        if not getattr(self._threads, "entered", False):
-            from cuda.core import Device
-
-            Device(self._index).set_current()
-            self._threads.entered = True
 
     def _load(self, kernel: Kernel, shared: int) -> Any:
         """The kernel on the device, allowed as much shared memory as it needs."""
@@ -282,7 +276,7 @@ class CudaExecutor:
     def _upload(self, target: Array, source: npt.NDArray[Any]) -> None:
         from cuda.bindings import driver
 
-        self._enter()
+        self._context.enter()
         if target.nbytes:
             _check(driver.cuMemcpyHtoDAsync(target.pointer, source.ctypes.data, target.nbytes, int(self.stream.handle)))
             self.stream.sync()  # the source may go away
@@ -297,7 +291,7 @@ class _Replay:
     work: tuple[Work, ...]
 
     def __call__(self) -> None:
-        self.on._enter()
+        self.on._context.enter()
         self.graph.launch(self.on.stream)
 
 
