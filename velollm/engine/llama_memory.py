@@ -12,7 +12,7 @@ many for any parting, it becomes one memory again, in which what was shared befo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
 from typing import Any, TypeAlias
 
@@ -58,8 +58,10 @@ class UnifiedMemory:
         return _decode(self._context, chunks, tiles=self._tiles)
 
 
-def _decode(context: LlamaContext, chunks: Items[Chunk], *, tiles: bool) -> Floats:
-    slots = [chunk.slot for chunk in chunks]
+def _decode(
+    context: LlamaContext, chunks: Items[Chunk], ids: Mapping[int, int] | None = None, *, tiles: bool
+) -> Floats:
+    slots = [chunk.slot if ids is None else ids[chunk.slot] for chunk in chunks]
     single = next((at for at, chunk in enumerate(chunks) if chunk.count > 1), 0)
     if not tiles or not 0 < single < TILE:
         return context.decode(chunks, slots)
@@ -133,14 +135,12 @@ class ElasticMemory:
         if self._unified is not None:
             return _decode(self._unified, chunks, tiles=True)
         assert self._context is not None
-        self._gather([chunk.slot for chunk in chunks])
-        # llama.cpp computes streams together that follow upon each other, by their first tokens in the batch
-        order = sorted(range(len(chunks)), key=lambda at: self._streams[chunks[at].slot])
-        ordered = [chunks[at] for at in order]
-        rows = self._context.decode(ordered, [self._streams[chunk.slot] for chunk in ordered])
-        rank = {at: row for row, at in enumerate(at for at in order if chunks[at].sample)}
-        wanted = [rank[at] for at in sorted(rank)]
-        return rows if wanted == sorted(wanted) else rows[wanted]
+        parts = [[at for at, chunk in enumerate(chunks) if (chunk.count == 1) == single] for single in (True, False)]
+        self._gather(*([chunks[at].slot for at in part] for part in parts))
+        order = [at for part in parts for at in sorted(part, key=lambda at: self._streams[chunks[at].slot])]
+        rows = _decode(self._context, [chunks[at] for at in order], self._streams, tiles=True)
+        wanted = [at for at in order if chunks[at].sample]
+        return rows if wanted == sorted(wanted) else rows[np.argsort(wanted)]
 
     def close(self) -> None:
         """Free the memory. May be called again."""
@@ -237,16 +237,22 @@ class ElasticMemory:
 
     # ---- streams ----
 
-    def _gather(self, slots: list[int]) -> None:
-        """Have these in the first streams, without a gap."""
-        wanted, count = set(slots), len(slots)
-        gaps = [stream for stream in range(count) if self._slots.get(stream) not in wanted]
-        coming = [slot for slot in slots if self._streams.get(slot, count) >= count]
-        for slot, stream in zip(coming, gaps, strict=True):
+    def _gather(self, single: list[int], rest: list[int]) -> None:
+        """Have those with a single token in the first streams, without a gap, and the others behind them."""
+        count = len(single)
+        coming = [slot for slot in single if self._streams.get(slot, count) >= count]
+        gaps = [stream for stream in range(count) if self._slots.get(stream) not in single]
+        moves = list(zip(coming, gaps, strict=True))
+        settled = {self._streams.get(slot) for slot in rest}
+        behind = (stream for stream in range(count, self.streams) if stream not in settled)
+        moves += [(slot, next(behind)) for slot in rest if self._streams.get(slot, -1) < count]
+        for slot, _ in moves:
+            self._host[slot] = self._pull(slot)
+        for slot, stream in moves:
             other = self._slots.get(stream)
             if other is not None:
                 self._host[other] = self._pull(other)
-            state = self._pull(slot)
+            state = self._host.pop(slot)
             self._streams[slot], self._slots[stream] = stream, slot
             if len(state):
                 assert self._context is not None
