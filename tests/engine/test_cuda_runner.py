@@ -298,6 +298,9 @@ def test_safetensors_say_what_the_gguf_says(tiny: Path, tmp_path: Path) -> None:
     expected = computed(reference, runs)[0]
     got = computed(CudaRunner(path, 32, scalar="fp32", on=Emulator()), runs)[0]
     assert np.abs(got - expected).max() < 2e-5 * np.abs(expected).max()
+    as_they_are = CudaRunner(path, 32, scalar="bf16", on=Emulator())._forward.model.layers[1].down
+    bits = rounded(reference._weights["blk.1.ffn_down.weight"], "bf16")
+    assert np.array_equal(as_they_are.view(), bits)
 
 
 def test_what_a_config_says_of_rope(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from velollm.engine.model_shape import ModelShape, shape_of_config, shape_of_ggu
 from velollm.engine.safetensors import is_safetensors, read_config, read_tensors
 from velollm.engine.weights import read_weights
 from velollm.errors import ConfigError
-from velollm.gpu.arrays import Array, rounded
+from velollm.gpu.arrays import Array, rounded, widened
 from velollm.gpu.attention import MAX_GROUP
 from velollm.gpu.executor import Executor
 from velollm.gpu.kernels import HEAD_DIMS
@@ -73,7 +73,12 @@ def load_model(path: str | Path, on: Executor, scalar: str, context: int) -> Cud
     def put(*names: str) -> Array:
         if missing := [name for name in names if name not in weights]:
             raise ConfigError(f"{path} has no {missing[0]}")
-        return on.array(rounded(np.concatenate([weights[name] for name in names]), scalar), scalar)
+        parts = [weights.stored(name) for name in names]
+        if all(kind == scalar for kind, _ in parts):
+            values = np.concatenate([part for _, part in parts])
+        else:
+            values = rounded(np.concatenate([widened(part, kind) for kind, part in parts]), scalar)
+        return on.array(values, scalar)
 
     def maybe(*names: str) -> Array | None:
         return put(*names) if names[0] in weights else None

@@ -11,22 +11,19 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import orjson
 
-from velollm.engine.weights import Tensors
+from velollm.engine.weights import Stored, Tensors, read_numbers
 from velollm.errors import ConfigError
+from velollm.gpu.arrays import ITEM_SIZE
 
 __all__ = ["is_safetensors", "read_config", "read_tensors"]
 
-Floats: TypeAlias = npt.NDArray[np.float32]
-
 ENDING = ".safetensors"
 MAX_HEADER = 100 * 1024 * 1024  # the limit of the format's own library
-KINDS: Mapping[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}  # bfloat16 as its bits
+KINDS: Mapping[str, str] = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 WHOLE = {
     "model.embed_tokens.weight": "token_embd.weight",
     "model.norm.weight": "output_norm.weight",
@@ -73,7 +70,7 @@ def read_tensors(path: Path) -> Tensors:
     return Tensors({name: read for file in files for name, read in _tensors(file)})
 
 
-def _tensors(path: Path) -> Iterator[tuple[str, Callable[[], Floats]]]:
+def _tensors(path: Path) -> Iterator[tuple[str, Callable[[], Stored]]]:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -90,7 +87,7 @@ def _tensors(path: Path) -> Iterator[tuple[str, Callable[[], Floats]]]:
             yield _known(name, path), _reader(path, 8 + length, size, name, about)
 
 
-def _reader(path: Path, start: int, size: int, name: str, about: Any) -> Callable[[], Floats]:
+def _reader(path: Path, start: int, size: int, name: str, about: Any) -> Callable[[], Stored]:
     try:
         kind, shape, (first, end) = about["dtype"], tuple(about["shape"]), about["data_offsets"]
         fits = 0 <= first <= end <= size - start and all(type(one) is int and one >= 0 for one in (*shape, first, end))
@@ -98,16 +95,9 @@ def _reader(path: Path, start: int, size: int, name: str, about: Any) -> Callabl
         raise ConfigError(f"{path}: {name} is not described as it should be") from error
     if kind not in KINDS:
         raise ConfigError(f"{path}: {name} is {kind}, and only {', '.join(KINDS)} are read")
-    if not fits or end - first != prod(shape) * np.dtype(KINDS[kind]).itemsize:
+    if not fits or end - first != prod(shape) * ITEM_SIZE[KINDS[kind]]:
         raise ConfigError(f"{path}: {name} does not lie within the file")
-    return partial(_read, path, kind, start + first, shape)
-
-
-def _read(path: Path, kind: str, start: int, shape: tuple[int, ...]) -> Floats:
-    values = np.fromfile(path, KINDS[kind], prod(shape), offset=start)
-    if kind == "BF16":
-        values = (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float32).reshape(shape)
+    return partial(read_numbers, path, KINDS[kind], start + first, shape)
 
 
 def _known(name: str, path: Path) -> str:

@@ -8,33 +8,40 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from velollm.engine.quantised import QUANTISED, dequantised
+from velollm.gpu.arrays import storage, widened
 from velollm.models.gguf import GGUFError, read_gguf
 from velollm.models.gguf_types import TENSOR_NAMES, TENSOR_TYPES
 
-__all__ = ["Tensors", "read_weights"]
+__all__ = ["Stored", "Tensors", "read_numbers", "read_weights"]
 
 Floats = npt.NDArray[np.float32]
+Stored: TypeAlias = tuple[str, npt.NDArray[Any]]  # what the numbers are (fp32, fp16, bf16 as its bits), and they
 
 SCALAR_SIZE = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 STRING, ARRAY = 8, 9
-BF16 = 30
-KINDS: dict[int, type[np.number[Any]]] = {0: np.float32, 1: np.float16, BF16: np.uint16}  # bfloat16 as its bits
+KINDS = {0: "fp32", 1: "fp16", 30: "bf16"}
 
 
 class Tensors(Mapping[str, Floats]):
-    """Tensors by their names, each read anew by its function."""
+    """Tensors by their names, as float32, each read anew by its function."""
 
-    def __init__(self, readers: Mapping[str, Callable[[], Floats]]) -> None:
+    def __init__(self, readers: Mapping[str, Callable[[], Stored]]) -> None:
         self._readers = readers
 
     def __getitem__(self, name: str) -> Floats:
+        scalar, values = self.stored(name)
+        return widened(values, scalar)
+
+    def stored(self, name: str) -> Stored:
+        """A tensor in the numbers of its file, or in float32 where these are quantised."""
         return self._readers[name]()
 
     def __contains__(self, name: object) -> bool:
@@ -62,24 +69,26 @@ def read_weights(path: str | Path) -> Tensors:
         found = [_describe(file) for _ in range(tensors)]
         alignment = header.metadata.get("general.alignment", 32)
         start = -(-file.tell() // alignment) * alignment
-    readers = {}
+    readers: dict[str, Callable[[], Stored]] = {}
     for name, shape, kind, offset in found:
-        if kind not in QUANTISED and kind not in KINDS:
+        if kind in QUANTISED:
+            readers[name] = partial(_dequantised, path, kind, start + offset, shape)
+        elif kind in KINDS:
+            readers[name] = partial(read_numbers, path, KINDS[kind], start + offset, shape)
+        else:
             raise GGUFError(f"{path}: {name} is {TENSOR_NAMES.get(kind, f'of type {kind}')}, which is not read here")
-        readers[name] = partial(_read, path, kind, start + offset, shape)
     return Tensors(readers)
 
 
-def _read(path: str | Path, kind: int, start: int, shape: tuple[int, ...]) -> Floats:
-    """Numbers of the tensor type `kind` from the byte `start` on."""
-    count = int(np.prod(shape))
-    if kind in QUANTISED:
-        block, size = TENSOR_TYPES[kind]
-        return dequantised(kind, np.fromfile(path, np.uint8, count // block * size, offset=start)).reshape(shape)
-    values = np.fromfile(path, KINDS[kind], count, offset=start)
-    if kind == BF16:
-        values = (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float32).reshape(shape)
+def read_numbers(path: str | Path, scalar: str, start: int, shape: tuple[int, ...]) -> Stored:
+    """Numbers of the type `scalar` from the byte `start` on."""
+    return scalar, np.fromfile(path, storage(scalar), prod(shape), offset=start).reshape(shape)
+
+
+def _dequantised(path: str | Path, kind: int, start: int, shape: tuple[int, ...]) -> Stored:
+    block, size = TENSOR_TYPES[kind]
+    data = np.fromfile(path, np.uint8, prod(shape) // block * size, offset=start)
+    return "fp32", dequantised(kind, data).reshape(shape)
 
 
 def _describe(file: BinaryIO) -> tuple[str, tuple[int, ...], int, int]:
