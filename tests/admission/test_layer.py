@@ -197,7 +197,8 @@ async def test_only_allowed_models_are_asked_and_listed() -> None:
 
 
 @pytest.mark.parametrize("target", ["/api/pull", "/api/push?x=1", "/api/create", "/api/copy", "/api/delete",
-                                    "/api/blobs/sha256:0", "/API/Pull"])  # fmt: skip
+                                    "/api/blobs/sha256:0", "/API/Pull", "/api/pull;x", "/api/pull%20",
+                                    "/api/signout", "/api/of/tomorrow"])  # fmt: skip
 async def test_changing_models_needs_an_admin_key(target: str) -> None:
     backend = ScriptedBackend()
     layer = AdmissionLayer(backend)
@@ -208,8 +209,10 @@ async def test_changing_models_needs_an_admin_key(target: str) -> None:
         await layer.forward(HttpRequest(method="POST", target=target))
     with with_key():
         await layer.forward(HttpRequest(method="GET", target="/api/ps"))
+        await layer.forward(HttpRequest(method="POST", target="/api/show"))
+        await layer.forward(HttpRequest(method="POST", target="/v1/rerank"))
     await layer.forward(HttpRequest(method="POST", target=target))
-    assert len(backend.forwarded) == 3
+    assert len(backend.forwarded) == 5
 
 
 async def test_alone_it_asks_for_a_key_itself() -> None:

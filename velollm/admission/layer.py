@@ -33,7 +33,7 @@ __all__ = ["AdmissionLayer", "Finder", "bearer"]
 MOST_METERS = 4096
 CHARACTERS_A_TOKEN = 4.0
 ANSWER_TOKENS = 64  # charged in advance for an answer whose length is not bounded
-MUTATING = ("pull", "push", "create", "copy", "delete", "blobs")
+ASKING = frozenset({"/api/show", "/api/me"})  # what Ollama has to be asked with POST, and that changes nothing
 
 
 class Finder(Protocol):
@@ -121,8 +121,8 @@ class AdmissionLayer(Layer):
         """Pass a request on. What changes models needs an admin key; a key for some models is of no use here."""
         key = CURRENT.get()
         if key is not None and not key.admin:
-            if is_mutating(request.target):
-                raise PermissionDenied("this changes the models of the engine, which needs an admin key")
+            if changes_engine(request.method, request.target):
+                raise PermissionDenied("this changes the models of the engine, or may, which needs an admin key")
             if key.models:
                 raise PermissionDenied("a key that is for some models only cannot use this path")
         return await self.inner.forward(request)
@@ -211,10 +211,11 @@ def bearer(authorization: str | None, api_key: str | None) -> str | None:
     return (token.strip() if scheme.lower() == "bearer" else "") or api_key
 
 
-def is_mutating(target: str) -> bool:
-    """Whether a path of Ollama's changes which models there are."""
+def changes_engine(method: str, target: str) -> bool:
+    """Whether a request that is passed on to Ollama changes which models there are, or might: whatever is not read, in
+    any spelling, for its next version may have paths that nobody here knows."""
     path = target.partition("?")[0].lower()
-    return path.startswith("/api/") and path.removeprefix("/api/").partition("/")[0] in MUTATING
+    return path.startswith("/api/") and method not in ("GET", "HEAD") and path not in ASKING
 
 
 def _expected(request: ChatRequest) -> float:
