@@ -226,7 +226,7 @@ def _explained(error: BackendRefused) -> VeloError:
         return ContextLengthExceeded(error.message)
     if error.status == 404 and "model" in error.message.lower():
         return ModelNotFound(error.message, param="model")
-    if "input is not supported" in error.message.lower():  # llama-server's words, with whatever status
+    if error.status == 501 or "input is not supported" in error.message.lower():  # llama-server's words
         return UnsupportedError(error.message, param=error.param)
     return error
 

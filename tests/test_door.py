@@ -223,6 +223,12 @@ async def test_other_answers_to_unknown_paths_go_through() -> None:
     assert (await ask(app, "GET", "/v1/files/y")).text == "File Not Found"
 
 
+async def test_input_tokens_are_counted_for_the_responses_api() -> None:
+    body = {"model": "tiny", "instructions": "Be brief.", "input": "How are you?"}
+    answer = await ask(VeloLLM(backend=ScriptedBackend()), "POST", "/v1/responses/input_tokens", body)
+    assert answer.json == {"object": "response.input_tokens", "input_tokens": 5}
+
+
 async def test_models_are_changed_by_an_ollama_only() -> None:
     backend = ScriptedBackend()
     for method, path in (("POST", "/api/pull"), ("DELETE", "/api/delete"), ("POST", "/api/create")):

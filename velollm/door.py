@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from velollm.api import anthropic, ollama, openai, responses
 from velollm.api.endpoint import ChatEndpoint, EmbedEndpoint
@@ -29,7 +29,7 @@ from velollm.errors import (
 )
 from velollm.exchange import Exchange
 from velollm.forward import forward, forward_known, forward_unknown
-from velollm.messages import ChatEvent, ChatRequest, Embeddings, EmbedRequest, ModelInfo
+from velollm.messages import ChatEvent, ChatRequest, Embeddings, EmbedRequest, ModelInfo, RequestContext
 from velollm.prompts import answer_prompts
 
 __all__ = ["ROUTES", "Door"]
@@ -242,12 +242,17 @@ async def _model(door: Door, exchange: Exchange) -> None:
     await exchange.json(dialect.render_model(model))
 
 
-async def _count_tokens(door: Door, exchange: Exchange) -> None:
-    await exchange.read(door.max_body)
-    request = anthropic.parse_count_tokens(exchange.payload, exchange.body, exchange.context)
-    with DisconnectWatch(exchange.scope, exchange.receive):
-        count = await door.backend.count_tokens(request)
-    await exchange.json(anthropic.render_count_tokens(count))
+def _count(
+    parse: Callable[[dict[str, Any], bytes, RequestContext], ChatRequest], render: Callable[[int], dict[str, Any]]
+) -> Mapping[str, Handler]:
+    async def count_tokens(door: Door, exchange: Exchange) -> None:
+        await exchange.read(door.max_body)
+        request = parse(exchange.payload, exchange.body, exchange.context)
+        with DisconnectWatch(exchange.scope, exchange.receive):
+            count = await door.backend.count_tokens(request)
+        await exchange.json(render(count))
+
+    return {"POST": count_tokens}
 
 
 async def _tokenize(door: Door, exchange: Exchange) -> None:
@@ -310,8 +315,9 @@ ROUTES: Mapping[str, Mapping[str, Handler]] = {
     "/v1/chat/completions": _chat(openai.ChatCompletions()),
     "/v1/completions": _chat(openai.Completions()),
     "/v1/responses": _chat(responses.Responses()),
+    "/v1/responses/input_tokens": _count(responses.Responses().parse, responses.render_input_tokens),
     "/v1/messages": _chat(anthropic.Messages()),
-    "/v1/messages/count_tokens": {"POST": _count_tokens},
+    "/v1/messages/count_tokens": _count(anthropic.parse_count_tokens, anthropic.render_count_tokens),
     "/v1/embeddings": _embed(openai.Embeddings()),
     "/v1/models": _get(_models),
     "/api/chat": _chat(ollama.Chat()),

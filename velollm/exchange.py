@@ -55,7 +55,7 @@ class Exchange:
         self.respond = Responder(send)
         self.path = path
         self.dialect = dialect_of(path)
-        if path.startswith("/v1/models") and "anthropic-version" in headers:
+        if "anthropic-version" in headers and self.dialect == "openai":
             self.dialect = "anthropic"
         self.body = b""
         self.payload: dict[str, Any] = {}

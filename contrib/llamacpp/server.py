@@ -336,6 +336,4 @@ def _meant(error: BackendRefused | ContextLengthExceeded, name: str) -> VeloErro
         return Overloaded(f"{name} is still loading its model", code="model_loading", retry_after=RETRY_SECONDS)
     if "too large to process" in words:
         return ContextLengthExceeded(error.message, param=error.param)
-    if error.status == 501:
-        return UnsupportedError(error.message, param=error.param)
     return error

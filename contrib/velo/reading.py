@@ -17,7 +17,7 @@ from velollm.engine.constraints import Grammars
 from velollm.engine.sampling import Constraint, SamplingParams
 from velollm.engine.vocabulary import Vocabulary
 from velollm.errors import RequestError, UnsupportedError
-from velollm.messages import ChatRequest, ImagePart, TextPart
+from velollm.messages import ChatRequest, FilePart, Message, Part, TextPart
 
 __all__ = ["PRIORITIES", "Meant", "read_prompt", "read_request", "read_sampling"]
 
@@ -89,12 +89,7 @@ def _render(request: ChatRequest, template: ChatTemplate, *, plain: bool) -> str
         request = tell_tools(request)
     choice = request.tool_choice
     tools = [] if choice is not None and choice.mode == "none" else request.tools
-    for message in request.messages:
-        if isinstance(message.content, list):
-            for part in message.content:
-                if isinstance(part, ImagePart) or not isinstance(part, TextPart):
-                    raise UnsupportedError("this engine reads text only", param="messages")
-    messages = encode_messages(request.messages)
+    messages = encode_messages([_as_text(message) for message in request.messages])
     if request.prompt is not None:
         messages.append({"role": "user", "content": request.prompt})
     last = messages[-1] if messages else None
@@ -111,6 +106,20 @@ def _render(request: ChatRequest, template: ChatTemplate, *, plain: bool) -> str
             words["reasoning_effort"] = request.think
     more = request.extra.get("chat_template_kwargs")
     return template.render(messages, encode_tools(tools), **words, **_unknown(more, words)) + begun
+
+
+def _as_text(message: Message) -> Message:
+    """The message with its documents as text; anything else than text is refused."""
+    if not isinstance(message.content, list):
+        return message
+    parts: list[Part] = []
+    for part in message.content:
+        if isinstance(part, FilePart) and part.text is not None:
+            part = TextPart(text=part.text)
+        if not isinstance(part, TextPart):
+            raise UnsupportedError("this engine reads text only", param="messages")
+        parts.append(part)
+    return attrs.evolve(message, content=parts)
 
 
 def _unknown(more: Any, words: JSON) -> JSON:

@@ -36,7 +36,7 @@ from velollm.api.openai import render_error as render_openai_error
 from velollm.api.openai import render_model as render_openai_model
 from velollm.api.openai import render_models as render_openai_models
 from velollm.api.openapi import openapi
-from velollm.api.responses import Responses
+from velollm.api.responses import Responses, render_input_tokens
 from velollm.errors import RequestError, VeloError
 from velollm.messages import ChatAnswer, Choice, ModelInfo, RequestContext, ToolCall, Usage
 from velollm.messages import Embeddings as Vectors
@@ -224,6 +224,7 @@ def test_other_answers_fit_their_schemas() -> None:
     asked = {"input": "a"}
     for name, body in {
         "TokenCount": render_count_tokens(5),
+        "InputTokens": render_input_tokens(5),
         "AnthropicModel": render_model(model),
         "AnthropicModels": render_models([]),
         "AnthropicError": render_error(error, "req_1"),

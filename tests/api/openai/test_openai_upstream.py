@@ -470,6 +470,18 @@ def test_a_chunk_of_another_id_is_written_anew() -> None:
     assert [event.raw for event in decode(begin, other, spaced, b"[DONE]")] == [frame(begin), None, None]
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_completions_with_the_log_probabilities_of_chat_are_written_anew(stream: bool) -> None:
+    """llama-server's completions have them in that form; OpenAI's clients look for the other."""
+    logprobs = {"content": [{"token": "a", "logprob": -1, "bytes": [97], "top_logprobs": []}]}
+    choice = {"index": 0, "text": "a", "finish_reason": "stop", "logprobs": logprobs}
+    body = answer(choice)
+    wire = "openai.completions"
+    event = decode(body, b"[DONE]", wire=wire)[0] if stream else decode_answer(body, wire, "b")[0]
+    assert event.logprobs == logprobs
+    assert event.raw is None
+
+
 def test_whole_completion() -> None:
     body = answer(
         {"index": 0, "text": "abc", "finish_reason": "length", "logprobs": {"tokens": ["abc"], "token_logprobs": [-1]}}

@@ -25,10 +25,12 @@ from velollm.errors import (
 from velollm.messages import (
     ChatRequest,
     EmbedRequest,
+    FilePart,
     ImagePart,
     Message,
     RequestContext,
     ResponseFormat,
+    TextPart,
     Tool,
     ToolChoice,
 )
@@ -202,11 +204,19 @@ async def test_vectors(backend: EngineBackend) -> None:
     assert (await backend.embed(EmbedRequest(inputs=["hello " * 3000], truncate=True))).vectors
 
 
+async def test_documents_that_are_text_are_read(backend: EngineBackend) -> None:
+    document = [FilePart(text="hello"), TextPart(text=" world")]
+    text = [TextPart(text="hello"), TextPart(text=" world")]
+    as_text, as_document = (ask(messages=[Message(role="user", content=parts)]) for parts in (text, document))
+    assert await backend.count_tokens(as_document) == await backend.count_tokens(as_text)
+
+
 async def test_refusals(backend: EngineBackend) -> None:
     image = Message(role="user", content=[ImagePart(url="http://x/y.png")])
     for error, request in (
         (ContextLengthExceeded, ask("hello " * 9000)),
         (UnsupportedError, ask(messages=[image])),
+        (UnsupportedError, ask(messages=[Message(role="user", content=[FilePart(data="AA==")])])),
         (UnsupportedError, ask(prompt="a", suffix="b")),
         (UnsupportedError, ask(echo=True, logprobs=True, prompt="a", raw=True)),
         (RequestError, ask(response_format=ResponseFormat(kind="json_schema", schema={"$ref": "#/nowhere"}))),

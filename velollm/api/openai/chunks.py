@@ -274,6 +274,7 @@ class _ChunkReader:
         logprobs = choice.get("logprobs")
         if isinstance(logprobs, dict) and logprobs:
             event.logprobs = logprobs if self._chat else from_legacy(logprobs)
+            self._faithful = self._faithful and (self._chat or event.logprobs is not logprobs)
         if self._chat:
             self._delta(choice.get("delta") or {}, event)
         else:

@@ -41,7 +41,7 @@ def _top(entry: JSON) -> dict[str, float]:
 
 def from_legacy(logprobs: JSON) -> JSON:
     """Completion shape to chat shape; what is in chat shape already stays as it is."""
-    if isinstance(logprobs.get("content"), list):
+    if isinstance(logprobs.get("content"), list):  # llama-server's completions have chat's, which they should not
         return logprobs
     tokens = _list(logprobs, "tokens")
     values = _list(logprobs, "token_logprobs")

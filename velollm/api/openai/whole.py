@@ -87,6 +87,7 @@ class _AnswerReader:
         logprobs = self._nullable(choice, "logprobs")
         if isinstance(logprobs, dict) and logprobs:
             event.logprobs = logprobs if self._chat else from_legacy(logprobs)
+            self.faithful = self.faithful and (self._chat or event.logprobs is not logprobs)
         if self._chat:
             self._message(choice["message"], event)
         else:

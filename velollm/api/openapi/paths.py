@@ -33,6 +33,7 @@ def paths() -> JSON:
         "/v1/chat/completions": _post("openai", "ChatCompletionRequest", "ChatCompletion", SSE),
         "/v1/completions": _post("openai", "CompletionRequest", "Completion", SSE),
         "/v1/responses": _post("openai", "ResponsesRequest", "Response", SSE),
+        "/v1/responses/input_tokens": _post("openai", "ResponsesRequest", "InputTokens"),
         "/v1/embeddings": _post("openai", "EmbeddingsRequest", "Embeddings"),
         "/v1/messages": _post("anthropic", "MessagesRequest", "Message", SSE),
         "/v1/messages/count_tokens": _post("anthropic", "CountTokensRequest", "TokenCount"),

@@ -30,7 +30,8 @@ NOTHING: JSON = {"type": "null", "description": "Nothing is stored here: always 
 
 def schemas() -> JSON:
     """By name."""
-    return {**_items(), "ResponsesRequest": _request(), "Response": _response()}
+    counted = obj({"object": {"const": "response.input_tokens"}, "input_tokens": integer(0)})
+    return {**_items(), "ResponsesRequest": _request(), "Response": _response(), "InputTokens": counted}
 
 
 def _items() -> JSON:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from velollm.api.responses.endpoint import Responses
+from velollm.api.responses.endpoint import Responses, render_input_tokens
 
-__all__ = ["Responses"]
+__all__ = ["Responses", "render_input_tokens"]

@@ -1,4 +1,4 @@
-"""`POST /v1/responses`: the request."""
+"""`POST /v1/responses`, and `POST /v1/responses/input_tokens`, which counts: the request."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from velollm.api.values import (
 from velollm.errors import RequestError, UnsupportedError
 from velollm.messages import ChatAnswer, ChatRequest, RequestContext, Source
 
-__all__ = ["Responses"]
+__all__ = ["Responses", "render_input_tokens"]
 
 JSON: TypeAlias = dict[str, Any]
 
@@ -98,6 +98,11 @@ class Responses:
     def stream(self, request: ChatRequest) -> ResponseStream:
         """A renderer of the events from `response.created` to `response.completed`."""
         return ResponseStream(request, self._mint)
+
+
+def render_input_tokens(count: int) -> JSON:
+    """The answer of input_tokens."""
+    return {"object": "response.input_tokens", "input_tokens": count}
 
 
 def _check(payload: JSON) -> None:
