@@ -52,6 +52,17 @@ def test_phases_add_up(
     assert min(found.values()) >= 0
 
 
+def test_what_is_read_ahead_counts_once() -> None:
+    spans = [
+        Span(name="cache", begin=0, end=0.4, first=0.1, busy=0.15),
+        Span(name="engine", begin=0, end=0.3, first=0.1, busy=0.3),
+    ]
+    phases = breakdown(Trace(number=0, begin=0, end=0.4, spans=spans, ttft=0.1))
+    assert phases["door"] == pytest.approx(0.25)
+    assert phases["prefill"] == pytest.approx(0.1)
+    assert sum(phases.values()) == pytest.approx(0.4)
+
+
 def test_an_engines_own_word_goes_first() -> None:
     record = Record(planned=1.0, sent=1.0, arrivals=[0.5, 1.0], phases={"queue": 0.1, "prefill": 0.4})
     assert trace_of(record).phases == pytest.approx(

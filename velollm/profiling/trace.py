@@ -100,14 +100,17 @@ def breakdown(trace: Trace, *, waited: float = 0.0, prefill: float | None = None
     found: dict[str, float] = {"client": waited}
     outer, before = trace.total, trace.ttft
     if trace.spans:
-        found["door"] = max(0.0, trace.total - trace.spans[0].busy)
+        outer = min(trace.total, trace.spans[0].busy)
+        found["door"] = trace.total - outer
         for span, inner in zip(trace.spans, trace.spans[1:], strict=False):
-            found[span.name] = found.get(span.name, 0.0) + max(0.0, span.busy - inner.busy)
+            below = min(outer, inner.busy)  # what reads ahead is at work while what was read is passed on
+            found[span.name] = found.get(span.name, 0.0) + outer - below
+            outer = below
         last = trace.spans[-1]
         if last.name != ENGINE:  # it was answered before it came to an engine
-            found[last.name] = found.get(last.name, 0.0) + last.busy
+            found[last.name] = found.get(last.name, 0.0) + outer
             return found
-        outer, before = last.busy, (last.first or last.end) - last.begin
+        before = min(outer, (last.first or last.end) - last.begin)
         _take(found, trace)
     else:
         found["queue"] = min(trace.queued, before)
