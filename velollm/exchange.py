@@ -68,9 +68,8 @@ class Exchange:
 
     async def read(self, limit: int) -> None:
         """Read the body, of at most `limit` bytes, and parse it as a JSON object; check what headers wish for."""
-        self.body = (await read_body(self.receive, self.context.client_headers, limit)).removeprefix(
-            BOM_UTF8
-        )  # of .NET
+        body = await read_body(self.receive, self.context.client_headers, limit)
+        self.body = body.removeprefix(BOM_UTF8)  # as clients on .NET send it
         self.payload = _parse_json(self.body)
         check_control_headers(self.context.client_headers)
 
