@@ -229,6 +229,10 @@ def test_tokens_are_chosen_where_the_logits_lie(tiny: Path) -> None:
     assert np.array_equal(rows[1], logits[1])
     assert runner.choose(runs[2:], [greedy])[0] == tokens[2:]
     assert runner.choose(runs[:1], [None])[0] == [None]
+    runner._forward.model.output_norm.view()[...] = np.nan
+    tokens, rows = runner.choose(runs, [hot, greedy, None])
+    assert tokens == [None] * 3
+    assert all(row is not None and np.isnan(row).all() for row in rows)
     unfinished = Chunk(runs[0].sequence, 0, 5)
     assert runner.choose([unfinished], []) == ([], [])
 

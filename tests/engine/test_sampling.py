@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from velollm.engine.sampling import NothingAllowed, Sampler, SamplingParams
+from velollm.engine.sampling import Draw, NothingAllowed, Sampler, SamplingParams
 
 LOGITS = np.log(np.array([0.5, 0.25, 0.15, 0.06, 0.04], np.float32))
 OFF: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
@@ -111,3 +111,19 @@ def test_constraints() -> None:
     assert len(only.taken) == 60
     with pytest.raises(NothingAllowed):
         Sampler(SamplingParams(), Only()).sample(LOGITS, [0], 1)
+
+
+def test_who_may_draw_where_the_logits_lie() -> None:
+    """Whoever needs no more than logits; what no 32 bits hold is bounded, as it changes nothing."""
+    wild = SamplingParams(temperature=1e300, top_k=10**12, top_p=7.0, min_p=3.0, seed=-1)
+    assert Sampler(wild).draw(9) == Draw(
+        temperature=1e30, top_k=2**31 - 1, top_p=1.0, min_p=1.0, seed=2**64 - 1, position=9
+    )
+    assert Sampler(wild).sample(np.array([1.0, 3.0, 2.0], np.float32), [0], 1) == 1
+    greedy = Sampler(SamplingParams(temperature=0, top_k=3)).draw(1)
+    assert greedy is not None
+    assert (greedy.temperature, greedy.top_k) == (0, 0)
+    unseeded = [Sampler(SamplingParams()).draw(0) for _ in range(2)]
+    assert unseeded[0] != unseeded[1]
+    for more in ({"logprobs": 0}, {"repeat_penalty": 1.1}, {"typical_p": 0.9}, {"logit_bias": {3: 1.0}}):
+        assert Sampler(SamplingParams(**more)).draw(0) is None, more

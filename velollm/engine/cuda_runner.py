@@ -112,15 +112,19 @@ class CudaRunner:
     def choose(
         self, chunks: Sequence[Chunk], draws: Sequence[Draw | None]
     ) -> tuple[list[int | None], list[Floats | None]]:
-        """Compute as `execute` does; where a row has a draw, choose its token on the GPU, where its logits stay."""
+        """Compute as `execute` does; where a row has a draw, choose its token on the GPU, where its logits stay.
+
+        A row without a number that is any gives no token, and comes to the host as well.
+        """
         logits = self._logits(chunks)
         tokens: list[int | None] = [None] * len(draws)
         if any(draw is not None for draw in draws):
-            chosen = self._on.host(self._chosen(logits, draws)).tolist()
-            tokens = [None if draw is None else token for draw, token in zip(draws, chosen, strict=True)]
+            for row, token in enumerate(self._on.host(self._chosen(logits, draws)).tolist()):
+                if draws[row] is not None and 0 <= token < self.limits.vocabulary:
+                    tokens[row] = token
         rows = [
-            widened(self._on.host(logits[row]), self._scalar) if draw is None else None
-            for row, draw in enumerate(draws)
+            widened(self._on.host(logits[row]), self._scalar) if token is None else None
+            for row, token in enumerate(tokens)
         ]
         self._on.finish()
         self._moves.settled()

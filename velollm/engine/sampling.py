@@ -21,6 +21,7 @@ __all__ = ["Constraint", "Draw", "Logprob", "NothingAllowed", "Sampler", "Sampli
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
+HOTTEST, MOST = 1e30, 2**31 - 1
 NEAR_TOP = 1024  # so many candidates nearly always hold all the mass that top_p asks for
 
 
@@ -140,11 +141,11 @@ class Sampler:
             return Draw(temperature=0, top_k=0, top_p=1, min_p=0, seed=0, position=position)
         if params.typical_p < 1:
             return None
-        return Draw(
-            temperature=params.temperature,
-            top_k=params.top_k,
-            top_p=params.top_p,
-            min_p=params.min_p,
+        return Draw(  # within what 32 bits hold: beyond that nothing changes
+            temperature=min(params.temperature, HOTTEST),
+            top_k=max(0, min(params.top_k, MOST)),
+            top_p=max(0.0, min(params.top_p, 1.0)),
+            min_p=max(0.0, min(params.min_p, 1.0)),
             seed=self._seed,
             position=position,
         )
@@ -191,7 +192,7 @@ class Sampler:
             keep = max(1, int(np.searchsorted(np.cumsum(p), params.top_p * p.sum()) + 1))
             candidates, p = candidates[:keep], p[:keep]
         if params.min_p > 0:
-            likely = p >= params.min_p * p[0]
+            likely = p >= min(params.min_p, 1.0) * p[0]
             candidates, p = candidates[likely], p[likely]
         chosen = logits[candidates].astype(np.float64)
         weights = np.exp((chosen - chosen.max()) / params.temperature)
