@@ -9,8 +9,10 @@ overhead   what a step costs beside computing it
 blocks     what the block manager costs a request of 1,088 tokens
 
 `replicated` is llama-server with what prompts share carried from slot to slot. Seconds of CPU are those of all
-processes: they say more than those of the clock where other work runs beside it. `random-0.5b` is the model that
-random_gguf.py writes. With --save results go to benchmarks/results/engine.json and .md (engine_random-0.5b for it).
+processes: they say more than those of the clock where other work runs beside it, as long as threads that wait do not
+spin (--passive); on a quiet machine the clock says more. `random-0.5b` is the model that random_gguf.py writes. What is
+aimed at stands at the end, with whether it was reached. With --save results go to benchmarks/results/engine.json and
+.md (engine_random-0.5b for it).
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from velollm.contrib.llamacpp.local_model import locate
 from velollm.contrib.llamacpp.plan import this_machine
 from velollm.engine import BlockManager, EngineCore, JobSpec, LlamaCppRunner, SamplingParams
 from velollm.engine.blocks import hash_chain, root_hash
+from velollm.engine.llama_cpp import WAITING
 from velollm.errors import VeloError
 from velollm.messages import ChatRequest
 
@@ -47,6 +50,18 @@ PROSE = "the time of day when people walk along a river and speak about work and
 WORDS = PROSE.split()
 RANDOM = "random-0.5b"
 SCENARIOS = ["unique", "shared", "overflow"]
+SPEED = "tokens_per_second against llama-server"
+GOALS = {  # of ratios: at least
+    "smollm2": {
+        f"unique, velo: {SPEED}, 1 slot": 1.25,
+        f"unique, velo: {SPEED}, 16 slots": 0.95,
+        f"shared, velo: {SPEED}, 1 slot": 1.6,
+        f"shared, velo: {SPEED}, 8 slots": 2.0,
+        f"shared, replicated: {SPEED}, 8 slots": 2.2,
+    },
+    RANDOM: {f"unique, velo: {SPEED}, 1 slot": 1.8, f"unique, velo: {SPEED}, 16 slots": 0.92},
+}
+MOST_OVERHEAD = 0.01  # of a step
 
 
 class Peer:
@@ -181,16 +196,16 @@ def overhead(model: str, threads: int) -> dict[str, float]:
     runner = LlamaCppRunner(locate(model, None), 512, threads=threads)
     core = EngineCore(runner, runner.model.vocabulary)
     computing = 0.0
-    execute = runner.execute
+    decode = runner.model.library.llama_decode
 
-    def timed(chunks: Any) -> Any:
+    def timed(*given: Any) -> Any:
         nonlocal computing
         begin = perf_counter()
-        rows = execute(chunks)
+        code = decode(*given)
         computing += perf_counter() - begin
-        return rows
+        return code
 
-    runner.execute = timed  # type: ignore[method-assign]
+    runner.model.library.llama_decode = timed
     for number in range(16):
         prompt = runner.model.vocabulary.encode(f"{number} " + " ".join(WORDS * 3))
         core.add(JobSpec(prompt=prompt, max_tokens=64, sampling=SamplingParams(temperature=0)))
@@ -199,6 +214,7 @@ def overhead(model: str, threads: int) -> dict[str, float]:
         core.step()
         steps += 1
     total = perf_counter() - begin
+    runner.model.library.llama_decode = decode
     runner.close()
     return {"steps": steps, "microseconds_a_step": 1e6 * (total - computing) / steps, "share": 1 - computing / total}
 
@@ -246,10 +262,27 @@ def ratios(result: dict[str, Any]) -> dict[str, float]:
     return found
 
 
+def goals(result: dict[str, Any]) -> list[tuple[str, float, str, bool]]:
+    """What is aimed at, what was reached, the aim, and whether that is enough; of what was measured."""
+    wanted = GOALS.get(result["model"], {})
+    found = [
+        (name, result["ratios"][name], f"≥ {least}", result["ratios"][name] >= least)
+        for name, least in wanted.items()
+        if name in result["ratios"]
+    ]
+    for peer in result["peers"]:
+        if peer["name"] == "velo" and "overflow" in peer:
+            completed = min(run["completed"] for run in peer["overflow"])
+            found.append(("overflow: completed of 16", completed, "16", completed == 16))
+    share = result["overhead"]["share"]
+    return [*found, ("what a step costs beside computing it", share, f"< {MOST_OVERHEAD}", share < MOST_OVERHEAD)]
+
+
 def report(result: dict[str, Any]) -> str:
+    waiting = "; the threads of llama-server wait passively, too" if result["passive"] else ""
     conditions = (
-        f"{result['machine']}, {result['threads']} threads, {result['rounds']} rounds, interleaved; other work ran "
-        "beside it, so only ratios mean something. `python benchmarks/engine.py --save` writes this file."
+        f"{result['machine']}, {result['threads']} threads, {result['rounds']} rounds, interleaved{waiting}. Only "
+        "ratios mean something. `python benchmarks/engine.py --save` writes this file."
     )
     costs = (
         f"Beside computing, a step of 16 sequences costs {result['overhead']['microseconds_a_step']:.0f} µs, "
@@ -274,6 +307,10 @@ def report(result: dict[str, Any]) -> str:
                 lines.append(f"| {name} | {peer['name']} | {speed:.1f} | {cpu:.0f} | {first:.2f} | {counts} |")
     lines += ["", "| ratio | |", "|---|---|"]
     lines += [f"| {name} | {value:.2f} |" for name, value in result["ratios"].items()]
+    lines += ["", "| goal | reached | wanted | |", "|---|---|---|---|"]
+    lines += [
+        f"| {name} | {value:.3g} | {aim} | {'met' if met else 'missed'} |" for name, value, aim, met in goals(result)
+    ]
     lines += ["", costs, ""]
     return "\n".join(lines)
 
@@ -285,15 +322,23 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=this_machine().cores)
     parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=SCENARIOS, help="some of the scenarios")
     parser.add_argument("--ollama", metavar="PATH", help="Ollama's program, to measure it as well")
+    parser.add_argument("--passive", action="store_true", help="llama-server's threads wait as velo's do: passively")
     parser.add_argument("--save", action="store_true")
     args = parser.parse_args()
+    if args.passive:
+        os.environ.update(WAITING)
     with tempfile.TemporaryDirectory() as folder:
         model = args.model
         if model == RANDOM:
             model = str(write_random_gguf(Path(folder) / f"{RANDOM}.gguf"))
         result = asyncio.run(scenarios(model, args.rounds, args.threads, args.ollama, args.only))
         result |= {"model": Path(model).stem, "machine": platform.machine(), "threads": args.threads}
-        result |= {"rounds": args.rounds, "overhead": overhead(model, args.threads), "blocks": block_cost()}
+        result |= {
+            "rounds": args.rounds,
+            "passive": args.passive,
+            "overhead": overhead(model, args.threads),
+            "blocks": block_cost(),
+        }
     result["ratios"] = ratios(result)
     print(report(result))
     if args.save:
