@@ -188,9 +188,16 @@ class ElasticMemory:
             if self._age < PATIENCE and not (grown and self.streams):
                 return
             self._age %= PATIENCE
-            if (self.streams == 0) == (_shares(chunks) or not self._fitting(count, longest)):
+            if (self.streams == 0) == (self._shares(chunks) or not self._fitting(count, longest)):
                 return
-        self._part(0 if _shares(chunks) else self._fitting(count, longest))
+        self._part(0 if self._shares(chunks) else self._fitting(count, longest))
+
+    def _shares(self, chunks: Items[Chunk]) -> bool:
+        """Whether these share so much that one memory is faster for them; what is one memory stays it in doubt."""
+        each = [chunk.table for chunk in chunks]
+        visited, there = sum(map(len, each)), len(set().union(*each))
+        saved, wasted = READING * (visited - there), SKIPPING * (len(chunks) * there - visited)
+        return saved > wasted if self.streams else 2 * saved > wasted
 
     def _fitting(self, count: int, longest: int) -> int:
         """The most streams in which so many sequences have room to grow; 0 when there are none."""
@@ -278,13 +285,6 @@ class ElasticMemory:
         if stream is not None and self._context is not None:
             del self._slots[stream]
             self._context.drop(stream)
-
-
-def _shares(chunks: Items[Chunk]) -> bool:
-    """Whether these share so much that one memory is faster for them."""
-    each = [chunk.table for chunk in chunks]
-    visited, there = sum(map(len, each)), len(set().union(*each))
-    return READING * (visited - there) > SKIPPING * (len(chunks) * there - visited)
 
 
 def _spans(positions: npt.NDArray[np.int32]) -> list[tuple[int, int]]:
