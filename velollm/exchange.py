@@ -29,6 +29,9 @@ SESSION_HEADERS = (
 SESSIONS = frozenset(SESSION_HEADERS)
 ORJSON_DEPTH = 254  # so many levels it writes at most
 MAX_DEPTH = 200  # what is read here is written again behind the door, perhaps with something around it
+MOST_NODES = (
+    30_000  # objects and arrays, for each of which readers need some microseconds, in which nobody else is served
+)
 RENDER_ERROR = {
     "anthropic": anthropic.render_error,
     "ollama": ollama.render_error,
@@ -117,7 +120,10 @@ def _parse_json(body: bytes) -> dict[str, Any]:
         raise RequestError(f"the request body is not valid JSON: {error.msg} (at character {error.pos})") from None
     if not isinstance(payload, dict):
         raise RequestError("the request body must be a JSON object")
-    if body.count(b"{") + body.count(b"[") > MAX_DEPTH and _too_deep(payload):
+    brackets = body.count(b"{") + body.count(b"[")  # or more than there are: some stand in texts
+    if (brackets > MOST_NODES and _too_many(payload)) or len(payload) > MOST_NODES:
+        raise RequestError(f"the request body has more than {MOST_NODES} objects and arrays, or fields")
+    if brackets > MAX_DEPTH and _too_deep(payload):
         raise RequestError(f"the request body is nested more than {MAX_DEPTH} levels deep")
     return payload
 
@@ -132,3 +138,15 @@ def _too_deep(payload: dict[str, Any]) -> bool:
     except orjson.JSONEncodeError:
         return True
     return False
+
+
+def _too_many(payload: dict[str, Any]) -> bool:
+    """Whether there are more than MOST_NODES objects and arrays."""
+    left: list[Any] = [payload]
+    found = 1
+    while left and found <= MOST_NODES:
+        node = left.pop()
+        inner = [value for value in (node.values() if type(node) is dict else node) if type(value) in (dict, list)]
+        found += len(inner)
+        left += inner
+    return found > MOST_NODES

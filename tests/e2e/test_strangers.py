@@ -119,6 +119,7 @@ POISON = {
     "deep": b"[" * 200_000,
     "a huge number": b'{"n":' + b"9" * 1_000_000 + b"}",
     "half a request": b'{"model": "m", "messages": [' + b" " * 1_000_000,
+    "many messages": orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "x"}] * 400_000}),
     "many tools": orjson.dumps(question("x", tools=TOOLS)),
 }
 

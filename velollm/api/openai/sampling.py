@@ -120,11 +120,13 @@ def _repeat_penalty(payload: JSON) -> float | None:
 
 
 def _logit_bias(payload: JSON) -> dict[str, float] | None:
-    bias = get_object(payload, "logit_bias")
-    for token in bias or ():
-        if get_number(bias or {}, token, "logit_bias", low=-100, high=100) is None:
+    bias = get_object(payload, "logit_bias") or {}
+    if all(type(value) in (int, float) and -100 <= value <= 100 for value in bias.values()):  # it may be long
+        return bias or None
+    for token in bias:
+        if get_number(bias, token, "logit_bias", low=-100, high=100) is None:
             fail(at("logit_bias", token[:20]), "must be a number")
-    return bias or None
+    return bias
 
 
 def _keep_alive(payload: JSON) -> str | float | None:
