@@ -7,7 +7,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,9 @@ class EngineBackend(Backend):
     `ctx` is the longest conversation in tokens, `parallel` how many are computed at once, `kv_type` the type of the KV
     cache, `num_blocks` its size in blocks of 16 tokens, `batch` the largest step in tokens: by default what suits model
     and machine. `kv_layout` "unified" keeps the cache in one piece. With a `device` the kernels of velollm.gpu compute
-    on that GPU. `plan` is a plan that was made already; `aliases` are further names it answers to. Raises `ConfigError`
-    when there is no such model, the file is no usable GGUF, the extra is missing, or memory does not suffice.
+    on that GPU. `plan` is a plan that was made already; `aliases` are further names it answers to. `on_gpu_failure` is
+    called when the GPU fails. Raises `ConfigError` when there is no such model, the file is no usable GGUF, the extra
+    is missing, or memory does not suffice.
     """
 
     capabilities = CAPABILITIES
@@ -71,6 +72,7 @@ class EngineBackend(Backend):
         aliases: Iterable[str] = (),
         folder: Path | None = None,
         plan: Mapping[str, Any] | None = None,
+        on_gpu_failure: Callable[[], object] = lambda: None,
         **options: Any,
     ) -> None:
         self._wanted = model
@@ -80,6 +82,7 @@ class EngineBackend(Backend):
         self.path = locate(model, folder)
         self.header: GGUF = read_gguf(self.path)
         self.plan = EnginePlan(**plan) if plan else make_plan(self.header, this_machine(), **options)
+        self._on_gpu_failure = on_gpu_failure
         self._proofs = Proofs()
         self._loaded: _Loaded | None = None
         self._loading: asyncio.Task[_Loaded] | None = None
@@ -200,7 +203,9 @@ class EngineBackend(Backend):
         """The loaded model. One load serves all who wait for it, and outlives those who leave."""
         if self._loaded is None:
             if self._loading is None or self._loading.done():
-                self._loading = asyncio.create_task(asyncio.to_thread(_load, self.path, self.plan))
+                self._loading = asyncio.create_task(
+                    asyncio.to_thread(_load, self.path, self.plan, self._on_gpu_failure)
+                )
                 self._loading.add_done_callback(self._note)
             await asyncio.shield(self._loading)
         assert self._loaded is not None
@@ -289,17 +294,17 @@ class _Loaded:
         self.model.close()
 
 
-def _load(path: Path, plan: EnginePlan) -> _Loaded:
+def _load(path: Path, plan: EnginePlan, on_gpu_failure: Callable[[], object]) -> _Loaded:
     """On a GPU llama.cpp loads nothing but the vocabulary."""
     model = LlamaModel(path, vocabulary_only=plan.device is not None)
     try:
-        return _Loaded(model, plan, _runner(path, model, plan))
+        return _Loaded(model, plan, _runner(path, model, plan, on_gpu_failure))
     except ConfigError:
         model.close()
         raise
 
 
-def _runner(path: Path, model: LlamaModel, plan: EnginePlan) -> Runner:
+def _runner(path: Path, model: LlamaModel, plan: EnginePlan, on_gpu_failure: Callable[[], object]) -> Runner:
     if plan.device is None:
         return LlamaCppRunner(
             model,
@@ -320,6 +325,7 @@ def _runner(path: Path, model: LlamaModel, plan: EnginePlan) -> Runner:
         batch=plan.batch,
         graph_rows=plan.max_running,
         on=CudaExecutor(plan.device),
+        on_failure=on_gpu_failure,
     )
 
 

@@ -47,7 +47,13 @@ async def _main(given: dict[str, Any], report: Any) -> None:
 
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="E %(message)s")
     try:
-        backend = EngineBackend(given["path"], name=given["name"], aliases=given["names"], plan=given["plan"])
+        backend = EngineBackend(
+            given["path"],
+            name=given["name"],
+            aliases=given["names"],
+            plan=given["plan"],
+            on_gpu_failure=lambda: os._exit(1),  # whoever started this process starts another, with a new context
+        )
         await backend.start()
     except VeloError as error:
         sys.exit(f"E {error.message}")

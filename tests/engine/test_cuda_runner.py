@@ -448,3 +448,24 @@ def test_the_default_model() -> None:
     graphs = runner.graphs
     assert answers(runner, specs) == answers(NumpyRunner(path, 32), specs)
     assert graphs.replays == 2
+
+
+def test_a_gpu_that_fails_is_told_of(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The jobs of the step are lost, and whoever owns the process may end it."""
+    told: list[str] = []
+    runner = CudaRunner(tiny, 8, scalar="fp32", on=Emulator(), on_failure=lambda: told.append("failed"))
+    core = EngineCore(runner, NoEnd())
+    job = core.add(JobSpec(prompt=[1, 2, 3], max_tokens=4))
+
+    def fails(self: Emulator, array: Any) -> Any:
+        raise RuntimeError("CUDA_ERROR_ILLEGAL_ADDRESS")
+
+    monkeypatch.setattr(Emulator, "host", fails)
+    ((lost, error),) = core.step()
+    assert lost is job
+    assert "the GPU failed: CUDA_ERROR_ILLEGAL_ADDRESS" in str(error)
+    assert told == ["failed"]
+    assert "the GPU failed" in caplog.text
+    assert job.error is error

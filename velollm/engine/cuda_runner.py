@@ -6,7 +6,9 @@ one. Blocks that are swapped travel on a stream of their own, and only who uses 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from velollm.engine.cuda_graphs import DecodeGraphs
 from velollm.engine.cuda_model import CudaModel, load_model
 from velollm.engine.cuda_moves import BlockMoves
 from velollm.engine.events import Copy, Discard, Event, Export, Import
-from velollm.engine.runner import RunnerLimits
+from velollm.engine.runner import RunnerError, RunnerLimits
 from velollm.engine.sampling import Draw
 from velollm.engine.scheduler import Chunk
 from velollm.errors import ConfigError
@@ -29,6 +31,8 @@ from velollm.gpu.kernels import SCALARS
 from velollm.gpu.sampling import argmax, sample
 
 __all__ = ["CudaRunner"]
+
+logger = logging.getLogger("velollm.engine")
 
 Floats = npt.NDArray[np.float32]
 GRAPH_ROWS = 64
@@ -44,6 +48,7 @@ class CudaRunner:
     tokens, by default what fits into the blocks.
 
     `on` is where it runs, by default the first GPU. Steps that decode up to `graph_rows` sequences are captured.
+    `on_failure` is called when the GPU fails: most of what can go wrong there ends the CUDA context of the process.
     Raises `GpuUnavailable` without a GPU, `ConfigError` for a model that the kernels cannot compute.
     """
 
@@ -58,11 +63,12 @@ class CudaRunner:
         batch: int = 256,
         graph_rows: int = GRAPH_ROWS,
         on: Executor | None = None,
+        on_failure: Callable[[], object] = lambda: None,
     ) -> None:
         if scalar not in SCALARS:
             raise ConfigError(f"{scalar!r} is none of {', '.join(SCALARS)}")
         self._on = on or default_executor()
-        self._scalar = scalar
+        self._scalar, self._on_failure = scalar, on_failure
         # Nothing is computed; but where the library of products is missing, that is said before the weights are read.
         self._on.multiply(self._on.empty((0, 1), scalar), self._on.empty((1, 1), scalar))
         longest = num_blocks * BLOCK_SIZE if num_blocks else USUAL_CONTEXT
@@ -90,23 +96,25 @@ class CudaRunner:
 
     def apply(self, events: Sequence[Event]) -> None:
         """Copy blocks, and carry them away and back; sharing needs nothing, for tables name the same blocks."""
-        for event in events:
-            match event:
-                case Copy(source, target, _):
-                    self._moves.copy(source, target)
-                case Export(key, _, table, _):
-                    self._moves.export(key, table)
-                case Import(key, _, table):
-                    self._moves.bring_back(key, table)
-                case Discard(key):
-                    self._moves.discard(key)
-                case _:
-                    pass
+        with self._driving():
+            for event in events:
+                match event:
+                    case Copy(source, target, _):
+                        self._moves.copy(source, target)
+                    case Export(key, _, table, _):
+                        self._moves.export(key, table)
+                    case Import(key, _, table):
+                        self._moves.bring_back(key, table)
+                    case Discard(key):
+                        self._moves.discard(key)
+                    case _:
+                        pass
 
     def execute(self, chunks: Sequence[Chunk]) -> Floats:
         """One forward pass over all chunks."""
-        found = self._on.host(self._logits(chunks))  # which waits for all that was launched
-        self._moves.settled()
+        with self._driving():
+            found = self._on.host(self._logits(chunks))  # which waits for all that was launched
+            self._moves.settled()
         return widened(found, self._scalar)
 
     def choose(
@@ -116,18 +124,19 @@ class CudaRunner:
 
         A row without a number that is any gives no token, and comes to the host as well.
         """
-        logits = self._logits(chunks)
-        tokens: list[int | None] = [None] * len(draws)
-        if any(draw is not None for draw in draws):
-            for row, token in enumerate(self._on.host(self._chosen(logits, draws)).tolist()):
-                if draws[row] is not None and 0 <= token < self.limits.vocabulary:
-                    tokens[row] = token
-        rows = [
-            widened(self._on.host(logits[row]), self._scalar) if token is None else None
-            for row, token in enumerate(tokens)
-        ]
-        self._on.finish()
-        self._moves.settled()
+        with self._driving():
+            logits = self._logits(chunks)
+            tokens: list[int | None] = [None] * len(draws)
+            if any(draw is not None for draw in draws):
+                for row, token in enumerate(self._on.host(self._chosen(logits, draws)).tolist()):
+                    if draws[row] is not None and 0 <= token < self.limits.vocabulary:
+                        tokens[row] = token
+            rows = [
+                widened(self._on.host(logits[row]), self._scalar) if token is None else None
+                for row, token in enumerate(tokens)
+            ]
+            self._on.finish()
+            self._moves.settled()
         return tokens, rows
 
     def close(self) -> None:
@@ -136,6 +145,16 @@ class CudaRunner:
             self._open = False
             self._moves.close()
             del self._forward, self._pages, self._draws, self._moves, self.graphs
+
+    @contextmanager
+    def _driving(self) -> Iterator[None]:
+        """Whatever fails in here failed on the GPU, or on the way to it."""
+        try:
+            yield
+        except Exception as error:
+            logger.exception("the GPU failed")
+            self._on_failure()
+            raise RunnerError(f"the GPU failed: {error}") from error
 
     def _logits(self, chunks: Sequence[Chunk]) -> Array:
         """Those of the rows that are sampled, in order."""
