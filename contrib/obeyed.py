@@ -10,10 +10,12 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import TypeAlias
 
+from velollm.api.openai.upstream import encode_tools
 from velollm.contrib.forced import ForcedCall, as_calls, forced_call
 from velollm.contrib.toolless import tell_tools
 from velollm.errors import BackendProtocolError, BackendRefused, RequestError
 from velollm.messages import ChatEvent, ChatRequest, ResponseFormat
+from velollm.toolcalls import fix
 
 __all__ = ["obeyed"]
 
@@ -36,7 +38,7 @@ async def obeyed(chat: Callable[[ChatRequest], Events], request: ChatRequest, ba
             yield event
     if not held:
         return
-    if all(event.finish_reason != "length" for event in held):
+    if all(event.finish_reason != "length" for event in held) and not _told(held, request, names):
         obeys = False
         try:
             async with aclosing(_held(_asked_again(chat, request, forced, backend), names, [])) as events:
@@ -68,6 +70,12 @@ async def _held(events: Events, names: set[str], held: list[ChatEvent]) -> Event
                 for early in held:
                     yield early
                 held.clear()
+
+
+def _told(held: list[ChatEvent], request: ChatRequest, names: set[str]) -> bool:
+    """Whether the call stands in the text, where the tool-call layer finds it."""
+    calls = fix("".join(event.text for event in held), encode_tools(request.tools)).calls
+    return bool(calls) and all(call["name"] in names for call in calls)
 
 
 def _asked_again(

@@ -102,6 +102,14 @@ async def test_an_answer_that_was_cut_short_is_not_asked_for_again() -> None:
     assert await events(Engine(list(cut)), ask()) == cut
 
 
+async def test_a_call_in_the_text_is_left_to_the_tool_call_layer() -> None:
+    told = [ChatEvent('<tool_call>{"name": "a", '), ChatEvent('"arguments": {"n": 1}}</tool_call>')]
+    told.append(ChatEvent(finish_reason="stop"))
+    assert await events(Engine(list(told)), ask("a")) == told
+    other = [ChatEvent('{"n": 4}'), ChatEvent(finish_reason="stop")]
+    assert called(await events(Engine(list(told), other), ask("b"))) == ("b", '{"n":4}')
+
+
 async def test_several_answers_are_left_alone() -> None:
     assert await events(Engine(list(PROSE)), ask(n=2)) == PROSE
 
