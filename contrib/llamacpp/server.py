@@ -192,6 +192,8 @@ class LlamaServerBackend(OpenAIBackend):
         return self._plainly(request)
 
     def _plainly(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+        if request.top_logprobs is not None and not request.logprobs:  # 0, which says nothing, but would be refused
+            request = request.replace(top_logprobs=None)
         if request.tools or has_tool_turns(request) or request.suffix is not None or request.echo or request.logprobs:
             return self._helped(request)
         return super().chat(request)
@@ -252,6 +254,9 @@ class LlamaServerBackend(OpenAIBackend):
         in_one_piece = request.stream and request.logprobs and bool(asked.tools)
         if in_one_piece:
             asked = asked.replace(stream=False)
+        lone = request.logprobs and not request.top_logprobs  # it would send none at all, or 20 alternatives
+        if lone:
+            asked = asked.replace(top_logprobs=1)
         bare = in_one_piece or (wire == "openai.completions" and request.logprobs)
         async with aclosing(super().chat(asked)) as events:
             if forced is not None:
@@ -260,6 +265,8 @@ class LlamaServerBackend(OpenAIBackend):
                         yield event
                 return
             async for event in events:
+                if lone and event.logprobs is not None:
+                    event = attrs.evolve(event, logprobs=_alone(event.logprobs), wire=None, raw=None)
                 yield attrs.evolve(event, wire=None, raw=None) if bare else event
 
     async def _told(self, request: ChatRequest) -> ChatRequest:
@@ -290,6 +297,12 @@ async def _without(begun: str, events: AsyncGenerator[ChatEvent, None]) -> Async
             if event.text.startswith(begun):
                 event = attrs.evolve(event, text=event.text.removeprefix(begun), wire=None, raw=None)
             yield event
+
+
+def _alone(logprobs: dict[str, Any]) -> dict[str, Any]:
+    """Log probabilities without alternatives."""
+    content = logprobs.get("content")
+    return {**logprobs, "content": [{**entry, "top_logprobs": []} for entry in content or ()]}
 
 
 def _raw(piece: str | list[int]) -> bytes:

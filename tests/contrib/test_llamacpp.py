@@ -100,7 +100,11 @@ class Engine(ScriptedEngine):
             said = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
             choice = {"index": 0, "finish_reason": self.finish, **said}
             if asked.get("logprobs"):
-                choice["logprobs"] = {"content": [{"token": "Hello", "logprob": -0.5}]}
+                tops = [{"token": "Hello", "logprob": -0.5}] * (
+                    asked.get("top_logprobs", 20) if chat else asked["logprobs"]
+                )
+                if tops:
+                    choice["logprobs"] = {"content": [{"token": "Hello", "logprob": -0.5, "top_logprobs": tops}]}
             head = {"object": "chat.completion" if chat else "text_completion", **HEAD}
             return httpx.Response(200, json={**head, "choices": [choice], "usage": USAGE, "timings": TIMINGS})
         deltas: list[dict[str, Any]] = [{"role": "assistant", "content": None}]
@@ -441,9 +445,21 @@ async def test_log_probabilities_beside_tools(backend: LlamaServerBackend, engin
     assert "stream" not in engine.sent
     (event,) = events
     assert (event.text, event.raw, event.wire) == ("Hello", None, None)
-    assert event.logprobs == {"content": [{"token": "Hello", "logprob": -0.5}]}
+    assert event.logprobs == {"content": [{"token": "Hello", "logprob": -0.5, "top_logprobs": []}]}
     await collect(backend, ask(logprobs=True, stream=True))
     assert engine.sent["stream"] is True
+
+
+@pytest.mark.parametrize("asked", [None, 0])
+async def test_log_probabilities_alone(backend: LlamaServerBackend, engine: Engine, asked: int | None) -> None:
+    """With 0 alternatives llama-server sends none at all, and unasked it sends 20."""
+    (event,) = await collect(backend, ask(logprobs=True, top_logprobs=asked))
+    assert event.logprobs == {"content": [{"token": "Hello", "logprob": -0.5, "top_logprobs": []}]}
+    assert (event.raw, engine.sent["top_logprobs"]) == (None, 1)
+    payload = {"model": "m", "messages": [{"role": "user", "content": "x"}], "logprobs": False, "top_logprobs": 0}
+    request = ChatCompletions().parse(payload, orjson.dumps(payload), RequestContext())
+    await collect(backend, request)
+    assert "top_logprobs" not in engine.sent
 
 
 async def test_log_probabilities_of_completions_come_in_another_shape(
@@ -453,7 +469,8 @@ async def test_log_probabilities_of_completions_come_in_another_shape(
     request = Completions().parse(payload, orjson.dumps(payload), RequestContext())
     (event,) = await collect(backend, request)
     assert event.raw is None
-    assert event.logprobs == {"content": [{"token": "Hello", "logprob": -0.5}]}
+    top = {"token": "Hello", "logprob": -0.5}
+    assert event.logprobs == {"content": [{**top, "top_logprobs": [top]}]}
 
 
 @pytest.mark.parametrize("field", ["suffix", "echo"])
