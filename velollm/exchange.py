@@ -114,6 +114,8 @@ def _request_id(given: str | None) -> str:
 def _parse_json(body: bytes) -> dict[str, Any]:
     if not body:
         raise RequestError("the request body is empty: send a JSON object")
+    if body.count(b'{"') > MOST_NODES:  # all but those where a text ends with a brace are objects: no need to read them
+        raise _too_large()
     try:
         payload = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -122,10 +124,14 @@ def _parse_json(body: bytes) -> dict[str, Any]:
         raise RequestError("the request body must be a JSON object")
     brackets = body.count(b"{") + body.count(b"[")  # or more than there are: some stand in texts
     if (brackets > MOST_NODES and _too_many(payload)) or len(payload) > MOST_NODES:
-        raise RequestError(f"the request body has more than {MOST_NODES} objects and arrays, or fields")
+        raise _too_large()
     if brackets > MAX_DEPTH and _too_deep(payload):
         raise RequestError(f"the request body is nested more than {MAX_DEPTH} levels deep")
     return payload
+
+
+def _too_large() -> RequestError:
+    return RequestError(f"the request body has more than {MOST_NODES} objects and arrays, or fields")
 
 
 def _too_deep(payload: dict[str, Any]) -> bool:
