@@ -127,14 +127,16 @@ class CacheLayer(Layer):
                 return (), self._join(key, request), None
             found = await self._find(asked, self._modes.get(request.model))
             if found.hit is not None:
-                events = replay_answer(found.hit.answer, in_pieces=request.stream)
-                self.count(found.hit.tier, "hit")
-                headers[HEADER] = found.hit.header
-                headers["age"] = str(int(found.hit.age))
-                return events, None, None
-        except BadAnswer as error:
-            logger.debug("a stored answer is not used: %s", error)
-            found = Found()
+                try:
+                    events = replay_answer(found.hit.answer, in_pieces=request.stream)
+                except BadAnswer as error:
+                    logger.debug("a stored answer is not used: %s", error)
+                    found = Found()
+                else:
+                    self.count(found.hit.tier, "hit")
+                    headers[HEADER] = found.hit.header
+                    headers["age"] = str(int(found.hit.age))
+                    return events, None, None
         except Exception as error:  # whatever is wrong with the cache, the request is answered
             self.failed("asked", error)
             return (), self.inner.chat(request), None
