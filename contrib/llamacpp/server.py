@@ -34,7 +34,7 @@ from velollm.errors import (
     UnsupportedError,
     VeloError,
 )
-from velollm.messages import ChatEvent, ChatRequest, EmbedRequest, Message, ModelInfo, Usage
+from velollm.messages import ChatEvent, ChatRequest, EmbedRequest, Message, ModelInfo, Part, TextPart, Usage
 from velollm.transport import UpstreamResponse
 
 __all__ = ["LlamaServerBackend"]
@@ -194,6 +194,8 @@ class LlamaServerBackend(OpenAIBackend):
     def _plainly(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         if request.top_logprobs is not None and not request.logprobs:  # 0, which says nothing, but would be refused
             request = request.replace(top_logprobs=None)
+        if any(_refuses(part) for message in request.messages for part in _parts(message)):
+            request = request.replace(messages=[_in_text(message) for message in request.messages])
         if request.tools or has_tool_turns(request) or request.suffix is not None or request.echo or request.logprobs:
             return self._helped(request)
         return super().chat(request)
@@ -283,6 +285,20 @@ class LlamaServerBackend(OpenAIBackend):
             if meant is error:
                 raise
             raise meant from error
+
+
+def _parts(message: Message) -> list[Part]:
+    return message.content if isinstance(message.content, list) else []
+
+
+def _refuses(part: Part) -> bool:
+    """Whether a part is what OpenAI calls a refusal, which llama-server does not know: the text of one."""
+    return isinstance(part, TextPart) and part.extra.get("type") == "refusal"
+
+
+def _in_text(message: Message) -> Message:
+    parts = [TextPart(text=part.text) if isinstance(part, TextPart) else part for part in _parts(message)]
+    return attrs.evolve(message, content=parts) if parts else message
 
 
 def _begun(messages: list[Message]) -> str:

@@ -582,3 +582,15 @@ async def test_vectors_have_the_dimensions_that_were_asked_for(backend: LlamaSer
     )
     assert (await backend.embed(EmbedRequest(model="m", inputs=["a"], dimensions=2))).vectors == [[0.6, 0.8]]
     assert (await backend.embed(EmbedRequest(model="m", inputs=["a"], dimensions=3))).vectors == [[3.0, 4.0, 12.0]]
+
+
+async def test_refusals_in_the_history_are_text(backend: LlamaServerBackend, engine: Engine) -> None:
+    """llama-server answers 400 to parts of that type."""
+    said = [{"type": "refusal", "refusal": "No."}, {"type": "text", "text": "Sorry."}]
+    messages = [{"role": "assistant", "content": said}, {"role": "user", "content": "Why?"}]
+    payload = {"model": "m", "messages": messages, "stream": True}
+    await collect(backend, ChatCompletions().parse(payload, orjson.dumps(payload), RequestContext()))
+    assert engine.sent["messages"][0]["content"] == [
+        {"type": "text", "text": "No."},
+        {"type": "text", "text": "Sorry."},
+    ]
