@@ -126,16 +126,17 @@ class CacheLayer(Layer):
             if key is not None and key in self._flights:
                 return (), self._join(key, request), None
             found = await self._find(asked, self._modes.get(request.model))
-            if found.hit is not None:
+            hit = found.hit
+            if hit is not None:
                 try:
-                    events = replay_answer(found.hit.answer, in_pieces=request.stream)
+                    events = replay_answer(hit.answer, in_pieces=request.stream)
                 except BadAnswer as error:
                     logger.debug("a stored answer is not used: %s", error)
                     found = Found()
                 else:
-                    self.count(found.hit.tier, "hit")
-                    headers[HEADER] = found.hit.header
-                    headers["age"] = str(int(found.hit.age))
+                    self.count(hit.tier, "hit")
+                    headers[HEADER] = hit.header
+                    headers["age"] = str(int(hit.age))
                     return events, None, None
         except Exception as error:  # whatever is wrong with the cache, the request is answered
             self.failed("asked", error)
