@@ -193,7 +193,7 @@ async def scenarios(model: str, rounds: int, threads: int, binary: str | None, o
 
 def overhead(model: str, threads: int) -> dict[str, float]:
     """The share of a step that is not `llama_decode`: scheduling, sampling, text; 16 greedy sequences."""
-    runner = LlamaCppRunner(locate(model, None), 512, threads=threads)
+    runner = LlamaCppRunner(locate(model, None), 1024, threads=threads)
     core = EngineCore(runner, runner.model.vocabulary)
     computing = 0.0
     decode = runner.model.library.llama_decode

@@ -40,7 +40,7 @@ PATIENCE = 16  # steps before it is asked anew which way is faster
 # What sequences share is read once in one memory, and what belongs to others is looked at for nothing. Measured on a
 # CPU: reading a cell takes about 15 ns, looking at one and leaving it out 2 ns.
 READING, SKIPPING = 15, 2
-USUAL = 800  # tokens of a sequence, before there are any
+FEW = 16  # there are no fewer streams, unless sequences are too long for so many
 
 
 class UnifiedMemory:
@@ -93,7 +93,7 @@ class ElasticMemory:
         self._host: dict[int, KvState] = {}  # by slot
         self._age = 0  # steps since the memory was parted, or that was thought about
         self._count = 0  # sequences in the last step
-        self._open(self._fitting(1, USUAL) or self._fitting(1, 0))
+        self._open(self._fitting(1, 0))
 
     def alias(self, source: int, target: int, start: int, end: int) -> None:
         """Let `target` have the cells of `source` from `start` up to `end` as well."""
@@ -200,10 +200,11 @@ class ElasticMemory:
         return saved > wasted if self.streams else 2 * saved > wasted
 
     def _fitting(self, count: int, longest: int) -> int:
-        """The most streams in which so many sequences have room to grow; 0 when there are none."""
+        """In how many streams so many sequences have room to grow; 0 when in none."""
         streams = self._most
         while streams >= max(count, 2):
-            if self._size(streams) >= longest + max(longest // 4, 1):
+            roomy = self._size(streams) >= longest + max(longest // 4, 1)
+            if roomy and streams // 2 < max(count, FEW):
                 return streams
             streams //= 2
         return 0
