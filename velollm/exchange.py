@@ -127,6 +127,9 @@ def _parse_json(body: bytes) -> dict[str, Any]:
         raise _too_large()
     if brackets > MAX_DEPTH and _too_deep(payload):
         raise RequestError(f"the request body is nested more than {MAX_DEPTH} levels deep")
+    if not "".join(payload).islower() and len({name.casefold() for name in payload}) < len(payload):
+        # Engines in Go would take them for one: what they read must be what was looked at here.
+        raise RequestError("the request body has fields whose names differ only in case")
     return payload
 
 

@@ -44,6 +44,7 @@ BROKEN = {
     "objects without end": b'{"model":"tiny","messages":[' + b'{"role":"user","content":"x"},' * 40_000 + b"{}]}",
     "arrays without end": b'{"model":"tiny","x":[' + b"[[]]," * 20_000 + b"0]}",
     "fields without end": b'{"model":"tiny",' + b",".join(b'"f%d":1' % number for number in range(40_000)) + b"}",
+    "another model in other case": b'{"model":"tiny","messages":[{"role":"user","content":"Hi"}],"Model":"secret"}',
     "huge integer": b'{"model":"tiny","max_tokens":' + b"9" * 1_000_000 + b"}",
     "NaN": b'{"model":"tiny","temperature":NaN}',
     "Infinity": b'{"model":"tiny","temperature":-Infinity}',
