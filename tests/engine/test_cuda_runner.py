@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from emulator.executor import Emulator, compiler
 from support.draws import drawn, kept
+from support.endless import NoEnd
 from tiny_gguf import write_tiny_gguf
 
 from velollm.engine import BlockManager, CudaRunner, EngineCore, JobSpec, NumpyRunner, SamplingParams, Sequence
@@ -79,16 +80,6 @@ def test_logits_are_those_of_the_reference(tiny: Path) -> None:
             {"paged_attention_simt_fp32"} if scalar == "fp32" else {f"paged_decode_{scalar}", f"paged_prefill_{scalar}"}
         )
         assert kinds == wanted
-
-
-class NoEnd:
-    """Tokens that never end an answer."""
-
-    def piece(self, token: int) -> bytes:
-        return b"x"
-
-    def is_end(self, token: int) -> bool:
-        return False
 
 
 MODES: dict[str, dict[str, Any]] = {

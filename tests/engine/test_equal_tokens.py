@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.endless import NoEnd
 from tiny_gguf import write_tiny_gguf
 
 from velollm.engine import EngineCore, JobSpec, NumpyRunner, SamplingParams
@@ -16,16 +17,6 @@ from velollm.engine.runner import Runner
 
 GREEDY = SamplingParams(temperature=0)
 OUTPUT = 24
-
-
-class NoEnd:
-    """Tokens that never end an answer and stand for one byte each."""
-
-    def piece(self, token: int) -> bytes:
-        return b"x"
-
-    def is_end(self, token: int) -> bool:
-        return False
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.endless import NoEnd
 from tiny_gguf import write_tiny_gguf
 
 pytest.importorskip("xllamacpp", reason="the extra llamacpp is not installed")
@@ -18,14 +19,6 @@ from velollm.engine.runner import RunnerError
 from velollm.errors import BackendError, ConfigError
 
 GREEDY = SamplingParams(temperature=0)
-
-
-class NoEnd:
-    def piece(self, token: int) -> bytes:
-        return b"x"
-
-    def is_end(self, token: int) -> bool:
-        return False
 
 
 @pytest.fixture(scope="module")

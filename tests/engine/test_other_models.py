@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.endless import NoEnd
 from tiny_gguf import LAYERS, WIDTH, write_tiny_gguf
 
 pytest.importorskip("xllamacpp", reason="the extra llamacpp is not installed")
@@ -58,14 +59,6 @@ def recurrent(path: Path) -> Path:
         tensors=tensors,
         without=("attn_q", "attn_k", "attn_v", "attn_o", "ffn"),
     )
-
-
-class NoEnd:
-    def piece(self, token: int) -> bytes:
-        return b"x"
-
-    def is_end(self, token: int) -> bool:
-        return False
 
 
 def run(

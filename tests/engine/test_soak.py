@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.endless import NoEnd
 from tiny_gguf import write_tiny_gguf
 
 pytest.importorskip("xllamacpp", reason="the extra llamacpp is not installed")
@@ -19,14 +20,6 @@ GREEDY = SamplingParams(temperature=0)
 LONGEST = 12
 NEAR = 0.02
 GROWTH = 24 * 1024 * 1024  # bytes
-
-
-class NoEnd:
-    def piece(self, token: int) -> bytes:
-        return b"x"
-
-    def is_end(self, token: int) -> bool:
-        return False
 
 
 def resident() -> int:
