@@ -150,7 +150,7 @@ class EngineSettings:
         flag="--model", metavar="NAME|PATH",
     )  # fmt: skip
     kind: Literal["velo", "llama-server", "cuda"] | None = setting(
-        None, "what runs it (default: llama-server)", flag="--engine"
+        None, "what runs it (default: velo on a CPU, where the model suits it; else llama-server)", flag="--engine"
     )
     device: int | None = setting(None, "number of the GPU (cuda only; default: 0)", check=not_negative)
     ctx: int | None = setting(None, "tokens of context for each conversation", metavar="TOKENS", check=positive)
