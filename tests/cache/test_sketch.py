@@ -68,6 +68,7 @@ def test_labelled_pairs(name: str) -> None:
         ("Why is the sky blue? Explain it to child 00000001.", "Why is the sky blue? Explain it to child 00000002."),
         ("What is photosynthesis?", "What is osmosis?"),
         ("Write a poem about autumn", "Write a poem about summer"),
+        ("Что такое фотосинтез?", "Что такое гравитация?"),
     ],
 )
 def test_different_questions(one: str, other: str) -> None:

@@ -366,12 +366,12 @@ class ResponseCache:
 
     def _name_alike(self, store: MemoryStore, request: Request) -> bool:
         """Name the entries that may have the request's canonical form; whether there are any."""
-        alike = store.sketched(request.sketch)
-        for entry in alike:
-            if not entry.alias and entry.form is not None:
+        alike = store.alike(request.sketch)
+        for entry in alike or ():
+            if entry.form is not None:
                 alias, check = alias_of(entry.form.prompt, entry.form.scope, entry.alias_check)
                 store.name(entry, alias, check)
-        return bool(alike)
+        return alike is not None
 
     def _semantic_hit(self, match: Match, request: Request) -> Hit | None:
         entry = self._store.get(match.key)
@@ -403,10 +403,14 @@ class ResponseCache:
         tiers, modes = request.eligibility.tiers, self.modes
         semantic = "semantic" in tiers and modes["semantic"] != "off"
         aliased = semantic or ("canonical" in tiers and modes["canonical"] != "off")
-        form = Form(sketch=request.sketch) if aliased and self._names_later is not None else None
-        if form is not None and not semantic and not request.is_read and request.prompt is not None:
-            form = Form(sketch=request.sketch, scope=request.scope, prompt=request.prompt)
-        later = form is not None and bool(form.scope)
+        store, form, later = self._names_later, None, False
+        if aliased and store is not None:
+            later = not semantic and not request.is_read and store.may_wait(request.sketch)
+            form = Form(
+                sketch=request.sketch,
+                scope=request.scope if later else b"",
+                prompt=(request.prompt or "") if later else "",
+            )
         return Entry(
             key=request.key, check=request.check, tenant=request.tenant, model=request.model, created=now,
             expires=now + ttl * (1 - self._jitter * self._rng.random()), answer=data, tags=tags,

@@ -16,10 +16,11 @@ from velollm.cache.tokens import THOUSANDS, part
 
 __all__ = ["sketch"]
 
-_PIECES: Final = re.compile(r"[a-z]{5,}|[0-9]{3,}")
+_PIECES: Final = re.compile(r"[^\W\d_]{5,}|[0-9]{3,}")
+_ASCII_PIECES: Final = re.compile(r"[a-z]{5,}|[0-9]{3,}")  # the same, of ASCII in lower case, in half the time
 _INITIALS: Final = re.compile(r"(?<![^\W_])(?:[a-z]\.){4,}")
 _CHANGED: Final = frozenset(
-    _PIECES.findall(
+    _ASCII_PIECES.findall(
         " ".join(
             text.lower()
             for table in (CONTRACTIONS, GERUNDS, MISSPELLINGS, NUMBER_WORDS)
@@ -41,4 +42,5 @@ def sketch(prompt: str) -> int:
         text = THOUSANDS.sub("", text)
     if "'" in text:
         text = text.replace("n't", " ")
-    return hash(frozenset(_PIECES.findall(text)) - _CHANGED)
+    pieces = _ASCII_PIECES if text.isascii() else _PIECES
+    return hash(frozenset(pieces.findall(text)) - _CHANGED)

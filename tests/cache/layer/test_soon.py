@@ -97,3 +97,17 @@ async def test_the_alias_comes_with_the_first_that_is_alike() -> None:
     assert {entry.alias for entry in asked.cache.entries()} == {b""}
     assert await asked.ask("how do i boil an egg") == "hit-canonical"
     assert sorted(entry.alias == b"" for entry in asked.cache.entries()) == [False, True]
+
+
+async def test_many_that_look_alike_are_not_kept_waiting_for_one() -> None:
+    asked = Asked()
+    for number in range(100):  # short words have no part in a sketch: all of these have the same
+        assert await asked.ask(f"is {number} odd") == "miss"
+    entries = asked.cache.entries()
+    assert len(entries) == 100
+    assert sum(entry.alias == b"" for entry in entries) <= 16
+    assert await asked.ask("Is 7 odd?") == "hit-canonical"
+    assert await asked.ask("Is 99 odd?") == "hit-canonical"
+    assert all(entry.alias for entry in asked.cache.entries())
+    assert asked.cache.purge() == 100
+    assert await asked.ask("Is 7 odd?") == "miss"

@@ -17,6 +17,7 @@ from velollm.cache.stores.base import StoreStats
 
 __all__ = ["MemoryStore"]
 
+_MOST_UNNAMED = 16  # of one sketch
 _SPARE = 256  # ends of entries that are gone, beside as many as there are entries
 
 
@@ -47,7 +48,8 @@ class MemoryStore:
         self._lock = threading.RLock()
         self._recent = _Recent(size, self._evicted)
         self._aliases: dict[bytes, bytes] = {}
-        self._sketches: dict[int, list[bytes]] = {}
+        self._sketches: dict[int, int] = {}  # how many entries have each
+        self._unnamed: dict[int, dict[bytes, None]] = {}  # keys of those without an alias, by sketch
         self._ends: list[tuple[float, bytes]] = []  # a heap: when entries expire, also of some that are gone
         self._ledger = Ledger()
         self._puts = self._evictions = self._expired = self._oversized = 0
@@ -66,16 +68,23 @@ class MemoryStore:
             key = self._aliases.get(alias)
             return None if key is None else self.get(key)
 
-    def sketched(self, sketch: int) -> Sequence[Entry]:
-        """The entries whose prompts have this sketch."""
+    def alike(self, sketch: int) -> Sequence[Entry] | None:
+        """The entries without an alias whose prompts have this sketch; None where no entry at all has it."""
         with self._lock:
-            keys = self._sketches.get(sketch)
-            return [entry for key in keys if (entry := self.get(key)) is not None] if keys else ()
+            if sketch not in self._sketches:
+                return None
+            keys = self._unnamed.get(sketch, ())
+            return [entry for key in list(keys) if (entry := self.get(key)) is not None]
+
+    def may_wait(self, sketch: int) -> bool:
+        """Whether one more entry with this sketch may come without its alias: who asks is not to wait for many."""
+        return len(self._unnamed.get(sketch, ())) < _MOST_UNNAMED
 
     def name(self, entry: Entry, alias: bytes, alias_check: bytes) -> None:
         """Give an entry the alias that it came without, if it is still there."""
         with self._lock:
-            if entry.form is not None and self._recent.get(entry.key) is entry:
+            if entry.form is not None and not entry.alias and self._recent.get(entry.key) is entry:
+                self._forget_unnamed(entry.form.sketch, entry.key)
                 form = Form(sketch=entry.form.sketch)
                 self._recent[entry.key] = attrs.evolve(entry, alias=alias, alias_check=alias_check, form=form)
                 self._aliases[alias] = entry.key
@@ -91,7 +100,10 @@ class MemoryStore:
             if entry.alias:
                 self._aliases[entry.alias] = entry.key
             if entry.form is not None:
-                self._sketches.setdefault(entry.form.sketch, []).append(entry.key)
+                sketch = entry.form.sketch
+                self._sketches[sketch] = self._sketches.get(sketch, 0) + 1
+                if not entry.alias:
+                    self._unnamed.setdefault(sketch, {})[entry.key] = None
             heappush(self._ends, (entry.expires, entry.key))
             self._puts += 1
             self._sweep()
@@ -139,6 +151,7 @@ class MemoryStore:
             self._recent.clear()
             self._aliases.clear()
             self._sketches.clear()
+            self._unnamed.clear()
             self._ends.clear()
 
     def _sweep(self) -> None:
@@ -166,9 +179,19 @@ class MemoryStore:
         if self._aliases.get(entry.alias) == entry.key:
             del self._aliases[entry.alias]
         if entry.form is not None:
-            alike = self._sketches[entry.form.sketch]
-            alike.remove(entry.key)
-            if not alike:
-                del self._sketches[entry.form.sketch]
+            sketch = entry.form.sketch
+            left = self._sketches[sketch] - 1
+            if left:
+                self._sketches[sketch] = left
+            else:
+                del self._sketches[sketch]
+            if not entry.alias:
+                self._forget_unnamed(sketch, entry.key)
         if self.on_forget is not None:
             self.on_forget(entry.key)
+
+    def _forget_unnamed(self, sketch: int, key: bytes) -> None:
+        keys = self._unnamed[sketch]
+        del keys[key]
+        if not keys:
+            del self._unnamed[sketch]
