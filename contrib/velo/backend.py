@@ -93,6 +93,9 @@ class EngineBackend(Backend):
         """Generate; loads the model when need be."""
         self._check(request.model)
         loaded = await self._ready_model()
+        if request.asks_nothing:  # but for the model, which is there now
+            yield ChatEvent(finish_reason="stop")
+            return
         if not loaded.model.generates:
             raise UnsupportedError(f"{self.model} embeds text, and does not generate any", param="model")
         meant = await loaded.read(request)

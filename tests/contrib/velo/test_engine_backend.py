@@ -80,6 +80,12 @@ class TestContract(BackendContract):
         return len(loaded.engine.core._jobs) if loaded is not None else 0
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_who_asks_nothing_has_the_model_loaded(backend: EngineBackend, stream: bool) -> None:
+    got = await answer(backend, ChatRequest(model="tiny", prompt="", stream=stream))
+    assert [(choice.text, choice.finish_reason) for choice in got.choices] == [("", "stop")]
+
+
 async def test_usage_counts_what_was_found_in_the_cache(backend: EngineBackend) -> None:
     request = ask("one two three four five six seven eight nine ten " * 4)
     first = (await answer(backend, request)).usage
