@@ -16,8 +16,9 @@ from hypothesis import settings
 from velollm.observability.record import write_through
 
 # New examples are for those who work on the code: a change must not fail by the luck of an unrelated draw.
-settings.register_profile("ci", derandomize=True, deadline=None)
-settings.register_profile("default", deadline=None)
+EXAMPLES = int(os.environ.get("VELOLLM_TEST_EXAMPLES", "100"))
+settings.register_profile("ci", derandomize=True, deadline=None, max_examples=EXAMPLES)
+settings.register_profile("default", deadline=None, max_examples=EXAMPLES)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
