@@ -37,8 +37,9 @@ def open_gguf(model: str, *, engine: Engine | None = None, in_process: bool = Fa
     """
     device = options.pop("device", None)
     own = {name: value for name in OWN if (value := options.pop(name, None)) is not None}
+    suits = engine is None and not own and not in_process and _suits_velo(model, options)
     if engine is None:
-        engine = "velo" if own or in_process or _suits_velo(model, options) else "llama-server"
+        engine = "velo" if own or in_process or suits else "llama-server"
     if engine not in ENGINES:
         raise ConfigError(f"{engine!r} is no engine: {', '.join(ENGINES)} run a GGUF file")
     if device is not None and engine != "cuda":
@@ -47,7 +48,8 @@ def open_gguf(model: str, *, engine: Engine | None = None, in_process: bool = Fa
         if own or in_process:
             raise ConfigError(f"llama-server has no {next(iter(own), 'in_process')}: only the engine velo does")
         return EmbeddedBackend(model, **options)
-    _check_template(model, options.get("folder"))
+    if not suits:  # which has looked at the template
+        _check_template(model, options.get("folder"))
     if engine == "cuda":
         if "kv_layout" in own:
             raise ConfigError("cuda has no kv_layout: only the engine velo does")

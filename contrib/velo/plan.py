@@ -83,9 +83,8 @@ def make_plan(
     if device is not None:
         if kv_type not in GPU_TYPES:
             raise ConfigError(f"kv_type {kv_type!r} is not computed on a GPU: {', '.join(GPU_TYPES)} are")
-        context = min(ctx or USUAL_CONTEXT, trained, (num_blocks or trained) * BLOCK_SIZE)
         return EnginePlan(
-            context=context,
+            context=min(ctx or USUAL_CONTEXT, trained, (num_blocks or trained) * BLOCK_SIZE),
             num_blocks=num_blocks or 0,
             max_running=parallel or GPU_RUNNING,
             batch=batch or GPU_BATCH,
@@ -95,10 +94,7 @@ def make_plan(
             host_tokens=host_tokens,
             device=device,
         )
-    room = max(min(machine.memory / 4, machine.memory - model.size), 0)
-    affordable = int(room / each) // GRAIN * GRAIN
-    context = min(ctx or max(min(trained, USUAL_CONTEXT, affordable), GRAIN), trained)
-    pool = num_blocks * BLOCK_SIZE if num_blocks else max(context, min(POOL * context, affordable))
+    context, pool = _pool(min(machine.memory / 4, machine.memory - model.size) / each, trained, ctx, num_blocks)
     needed = model.size + int(pool * each)
     if needed > machine.memory:
         raise ConfigError(
@@ -117,3 +113,10 @@ def make_plan(
         host_tokens=host_tokens,
         streams=kv_layout == "auto" and carried <= machine.memory,
     )
+
+
+def _pool(room: float, trained: int, ctx: int | None, num_blocks: int | None) -> tuple[int, int]:
+    """Tokens of the longest conversation, and of all together, where there is `room` for so many."""
+    affordable = int(max(room, 0)) // GRAIN * GRAIN
+    context = min(ctx or max(min(trained, USUAL_CONTEXT, affordable), GRAIN), trained)
+    return context, num_blocks * BLOCK_SIZE if num_blocks else max(context, min(POOL * context, affordable))

@@ -34,9 +34,8 @@ __all__ = [
 logger = logging.getLogger("velollm.engine.llama")
 
 # One thread that waits busily for its neighbours costs more than it gains as soon as a core is shared; but one that
-# sleeps at once is woken too late for what takes microseconds. On two free cores a step of 16 sequences took 60 ms and
-# one of one 8 ms when they slept after 300 turns; 75 and 21 ms when they slept at once. With one core taken these were
-# 120 to 200 ms and 120 ms, and 170 to 290 ms after 3000 turns. OpenMP looks once, when the library is loaded.
+# sleeps at once is woken too late for what takes microseconds. So they turn for a while before they sleep; how
+# often was found by hand. OpenMP looks once, when the library is loaded.
 WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "300"}
 WHEEL = "2026.10.11549"
 POINTER, INT, UINT, FLOAT, BOOL, SIZE, TEXT = (

@@ -37,8 +37,8 @@ MakeContext: TypeAlias = Callable[[int], LlamaContext]
 # sequences finds no cells to leave out: those that decode are computed by themselves, as long as they are fewer.
 TILE = 64
 PATIENCE = 16  # steps before it is asked anew which way is faster
-# What sequences share is read once in one memory, and what belongs to others is looked at for nothing. Measured on a
-# CPU: reading a cell takes about 15 ns, looking at one and leaving it out 2 ns.
+# What sequences share is read once in one memory, and what belongs to others is looked at for nothing. What it takes to
+# read a cell on a CPU, against looking at one and leaving it out; found by hand.
 READING, SKIPPING = 15, 2
 FEW = 16  # there are no fewer streams, unless sequences are too long for so many
 
