@@ -11,13 +11,14 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
-from velollm.errors import BodyTooLarge, RequestError
+from velollm.errors import BodyTooLarge, Overloaded, RequestError
 
 __all__ = [
     "DISCONNECT",
     "ENVIRON",
     "OUTER_SCOPE",
     "ASGIApp",
+    "Bodies",
     "ClientLeft",
     "DisconnectWatch",
     "Message",
@@ -43,39 +44,71 @@ OUTER_SCOPE: ContextVar[Scope | None] = ContextVar("OUTER_SCOPE", default=None)
 DISCONNECT = "velollm.disconnect"
 # The key under which a scope that was made of a WSGI environ holds it.
 ENVIRON = "velollm.environ"
+RETRY_SECONDS = 1
 
 
 class ClientLeft(Exception):
     """The client closed the connection; there is nobody to answer."""
 
 
-async def read_body(receive: Receive, headers: Mapping[str, str], limit: int) -> bytes:
-    """The whole request body, of at most `limit` bytes.
+class Bodies:
+    """What request bodies may take, in bytes: `each` of them, and `together` all those that are only partly here.
 
-    Raises `BodyTooLarge`, `RequestError` for a compressed body, and `ClientLeft` when it never arrived whole.
+    One that comes whole in its first piece costs nothing more, and does not count.
+    """
+
+    __slots__ = ("each", "held", "together")
+
+    def __init__(self, each: int, together: int) -> None:
+        self.each = each
+        self.together = max(together, each)
+        self.held = 0
+
+    def hold(self, size: int) -> None:
+        """Count `size` bytes more. Raises `Overloaded` where there is no room for them."""
+        if self.held + size > self.together:
+            error = Overloaded(
+                f"the request bodies that are being received may take {self.together} bytes together, and no more are "
+                "taken at the moment; raise the limit with --max-bodies",
+                code="too_many_bodies",
+                retry_after=RETRY_SECONDS,
+            )
+            error.headers = ((b"connection", b"close"),)  # the rest is not waited for
+            raise error
+        self.held += size
+
+
+async def read_body(receive: Receive, headers: Mapping[str, str], bodies: Bodies) -> bytes:
+    """The whole request body, within the limits of `bodies`.
+
+    Raises `BodyTooLarge`, `Overloaded`, `RequestError` for a compressed body, and `ClientLeft` when it never arrived
+    whole.
     """
     if headers.get("content-encoding", "identity") != "identity":
         raise RequestError("compressed request bodies are not accepted: send plain JSON", status=415)
     declared = headers.get("content-length", "")
-    if declared.isdigit() and (len(declared) > 18 or int(declared) > limit):
-        raise _too_large(limit)
+    if declared.isdigit() and (len(declared) > 18 or int(declared) > bodies.each):
+        raise _too_large(bodies.each)
     message = await receive()
     if message["type"] == "http.request" and not message.get("more_body", False):
         body: bytes = message.get("body", b"")
-        if len(body) > limit:
-            raise _too_large(limit)
+        if len(body) > bodies.each:
+            raise _too_large(bodies.each)
         return body
-    pieces: list[bytes] = []
-    size = 0
-    while message["type"] == "http.request":
-        piece = message.get("body", b"")
-        size += len(piece)
-        if size > limit:
-            raise _too_large(limit)
-        pieces.append(piece)
-        if not message.get("more_body", False):
-            return b"".join(pieces)
-        message = await receive()
+    collected, held = bytearray(), 0
+    try:
+        while message["type"] == "http.request":
+            piece = message.get("body", b"")
+            if held + len(piece) > bodies.each:
+                raise _too_large(bodies.each)
+            bodies.hold(len(piece))
+            held += len(piece)
+            collected += piece
+            if not message.get("more_body", False):
+                return bytes(collected)
+            message = await receive()
+    finally:
+        bodies.held -= held
     raise ClientLeft
 
 

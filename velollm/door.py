@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 from velollm.api import anthropic, ollama, openai, responses
 from velollm.api.endpoint import ChatEndpoint, EmbedEndpoint
 from velollm.api.tokens import parse_detokenize, parse_tokenize
-from velollm.asgi import ClientLeft, DisconnectWatch, Receive, Scope, Send
+from velollm.asgi import Bodies, ClientLeft, DisconnectWatch, Receive, Scope, Send
 from velollm.backend import Backend
 from velollm.collector import Collector
 from velollm.errors import (
@@ -43,16 +43,23 @@ SSE = "text/event-stream"
 class Door:
     """Serves every dialect in front of one backend (which may be a stack of layers).
 
-    `max_body` bounds request bodies, in bytes. `forward_unknown` passes paths under /v1 and /api that the door does not
-    know on to a backend that speaks their dialect. `heartbeat` is the silence before the first token, in seconds, after
-    which an event stream is opened with a comment, so that nobody in between gives up on a long prefill.
+    `max_body` bounds each request body, `max_bodies` all that are being received together, in bytes. `forward_unknown`
+    passes paths under /v1 and /api that the door does not know on to a backend that speaks their dialect. `heartbeat`
+    is the silence before the first token, in seconds, after which an event stream is opened with a comment, so that
+    nobody in between gives up on a long prefill.
     """
 
     def __init__(
-        self, backend: Backend, *, max_body: int = 16 << 20, forward_unknown: bool = True, heartbeat: float = 15.0
+        self,
+        backend: Backend,
+        *,
+        max_body: int = 16 << 20,
+        max_bodies: int = 1 << 30,
+        forward_unknown: bool = True,
+        heartbeat: float = 15.0,
     ) -> None:
         self.backend = backend
-        self.max_body = max_body
+        self.bodies = Bodies(max_body, max_bodies)
         self.forward_unknown = forward_unknown
         self.heartbeat = heartbeat
 
@@ -91,7 +98,7 @@ class Door:
 
     async def chat(self, exchange: Exchange, endpoint: ChatEndpoint) -> None:
         """Generate, streamed or whole."""
-        await exchange.read(self.max_body)
+        await exchange.read(self.bodies)
         request = endpoint.parse(exchange.payload, exchange.body, exchange.context)
         with DisconnectWatch(exchange.scope, exchange.receive):
             if request.stream:
@@ -140,7 +147,7 @@ class Door:
 
     async def embed(self, exchange: Exchange, endpoint: EmbedEndpoint) -> None:
         """Embed texts."""
-        await exchange.read(self.max_body)
+        await exchange.read(self.bodies)
         request = endpoint.parse(exchange.payload, exchange.context)
         with DisconnectWatch(exchange.scope, exchange.receive):
             result = await self._embedded(request)
@@ -246,7 +253,7 @@ def _count(
     parse: Callable[[dict[str, Any], bytes, RequestContext], ChatRequest], render: Callable[[int], dict[str, Any]]
 ) -> Mapping[str, Handler]:
     async def count_tokens(door: Door, exchange: Exchange) -> None:
-        await exchange.read(door.max_body)
+        await exchange.read(door.bodies)
         request = parse(exchange.payload, exchange.body, exchange.context)
         with DisconnectWatch(exchange.scope, exchange.receive):
             count = await door.backend.count_tokens(request)
@@ -256,14 +263,14 @@ def _count(
 
 
 async def _tokenize(door: Door, exchange: Exchange) -> None:
-    await exchange.read(door.max_body)
+    await exchange.read(door.bodies)
     asked = parse_tokenize(exchange.payload)
     tokens = await door.backend.tokenize(asked.model, asked.text, add_special=asked.add_special)
     await exchange.json({"tokens": tokens, "count": len(tokens)})
 
 
 async def _detokenize(door: Door, exchange: Exchange) -> None:
-    await exchange.read(door.max_body)
+    await exchange.read(door.bodies)
     asked = parse_detokenize(exchange.payload)
     text = await door.backend.detokenize(asked.model, asked.tokens)
     await exchange.json({"content": text, "prompt": text})
@@ -274,7 +281,7 @@ async def _tags(door: Door, exchange: Exchange) -> None:
 
 
 async def _show(door: Door, exchange: Exchange) -> None:
-    await exchange.read(door.max_body)
+    await exchange.read(door.bodies)
     name = exchange.payload.get("model") or exchange.payload.get("name")
     if not isinstance(name, str):
         raise RequestError("model is missing: send the name of the model to show", param="model")

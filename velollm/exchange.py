@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from velollm.api import anthropic, ollama, openai
-from velollm.asgi import Headers, Receive, Responder, Scope, Send, decode_headers, encode_headers, read_body
+from velollm.asgi import Bodies, Headers, Receive, Responder, Scope, Send, decode_headers, encode_headers, read_body
 from velollm.control_headers import check_control_headers
 from velollm.errors import RequestError, VeloError
 from velollm.messages import RequestContext
@@ -69,9 +69,9 @@ class Exchange:
             marks={"received": monotonic()},
         )
 
-    async def read(self, limit: int) -> None:
-        """Read the body, of at most `limit` bytes, and parse it as a JSON object; check what headers wish for."""
-        body = await read_body(self.receive, self.context.client_headers, limit)
+    async def read(self, bodies: Bodies) -> None:
+        """Read the body, within these limits, and parse it as a JSON object; check what headers wish for."""
+        body = await read_body(self.receive, self.context.client_headers, bodies)
         self.body = body.removeprefix(BOM_UTF8)  # as clients on .NET send it
         self.payload = _parse_json(self.body)
         check_control_headers(self.context.client_headers)

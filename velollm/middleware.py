@@ -55,6 +55,7 @@ class VeloLLM:
         dialects: Iterable[str] = DIALECTS,
         forward_unknown: bool | None = None,
         max_body: int = 16 << 20,
+        max_bodies: int = 1 << 30,
         heartbeat: float = 15.0,
         tool_calls: ToolCallSettings | Mode | bool = "repair",
         cache: CacheSettings | ResponseCache | bool = False,
@@ -71,6 +72,7 @@ class VeloLLM:
         self.door = Door(
             self.backend,
             max_body=max_body,
+            max_bodies=max_bodies,
             heartbeat=heartbeat,
             forward_unknown=app is None if forward_unknown is None else forward_unknown,
         )

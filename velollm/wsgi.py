@@ -59,7 +59,7 @@ class VeloWSGI:
         relative = self.velo.path(path)
         if self.app is not None and (relative is None or not self.velo.knows(environ["REQUEST_METHOD"], relative)):
             return self.app(environ, start_response)
-        response = _Response(_scope(environ, path), _read_input(environ, self.velo.door.max_body))
+        response = _Response(_scope(environ, path), _read_input(environ, self.velo.door.bodies.each))
         response.begin(self._loop.portal(), self.velo)
         response.wait_for_head(start_response)
         return response

@@ -77,6 +77,10 @@ class ServerSettings:
     host: str = setting("127.0.0.1", "the address to listen on", check=not_empty)
     port: int = setting(8000, "the port to listen on; 0 takes a free one", check=a_port)
     max_body: Size = setting(Size(16 << 20), "the largest request body", metavar="SIZE")
+    max_bodies: Size | None = setting(
+        None, "all request bodies that are being received (default: an eighth of the memory, at least 512MiB)",
+        metavar="SIZE",
+    )  # fmt: skip
     keys: str | None = setting(None, "a TOML file of API keys ([[keys]] with name, and key or hash)", metavar="FILE")
     allowed_hosts: tuple[str, ...] = setting(
         (), "another name under which this server may be addressed; repeatable", flag="--allowed-host", metavar="NAME"

@@ -17,6 +17,9 @@ from velollm.asgi import Receive, Scope, Send
 from velollm.backend import Backend
 from velollm.cache.layer import cache_of
 from velollm.config import ServerSettings, Settings
+from velollm.hardware import LocalHost
+from velollm.hardware.cgroup import read_limits
+from velollm.hardware.memory import read_memory
 from velollm.middleware import VeloLLM
 from velollm.observability import Metrics, ObserveLayer
 from velollm.observability.access import AccessLog
@@ -31,6 +34,8 @@ from velollm.server.service import Service
 from velollm.stack import build
 
 __all__ = ["ServerApp", "create_app", "is_loopback"]
+
+LEAST_ROOM = 512 << 20
 
 
 class ServerApp:
@@ -54,6 +59,7 @@ class ServerApp:
             service if cache is None else CacheApi(service, cache),
             backend=self.backend,
             max_body=settings.server.max_body,
+            max_bodies=settings.server.max_bodies or _room(),
             forward_unknown=True,
             tool_calls=False,
         )
@@ -90,3 +96,10 @@ def _hosts(server: ServerSettings) -> frozenset[str] | None:
     if is_loopback(server.host):
         return allowed | OWN_NAMES | {server.host}
     return allowed | OWN_NAMES if allowed else None
+
+
+def _room() -> int:
+    """How many bytes request bodies may take together while they are being received: an eighth of the memory."""
+    host = LocalHost()
+    memory = read_memory(host, read_limits(host))
+    return max((memory.limit or memory.total) // 8, LEAST_ROOM)
