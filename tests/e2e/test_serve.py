@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -91,12 +93,25 @@ def command(*arguments: str) -> list[str]:
 
 
 @contextmanager
-def proxy_of(folder: Path, *arguments: str, **env: str) -> Iterator[Proxy]:
+def proxy_of(
+    folder: Path, *arguments: str, under: tuple[str, ...] = (), terminal: int | None = None
+) -> Iterator[Proxy]:
+    """`under` is a command that runs it; `terminal` is one that is its own, and where it logs."""
     log = (folder / "serve.log").open("w")
-    environ = {**os.environ, "HOME": str(folder), **env}
-    with log, subprocess.Popen(
-        command("--json", *arguments), stdout=subprocess.PIPE, stderr=log, text=True, cwd=folder, env=environ
-    ) as process:  # fmt: skip
+    with (
+        log,
+        subprocess.Popen(
+            [*under, *command("--json", *arguments)],
+            stdin=terminal,
+            stdout=subprocess.PIPE,
+            stderr=log if terminal is None else terminal,
+            text=True,
+            cwd=folder,
+            env={**os.environ, "HOME": str(folder)},
+            start_new_session=terminal is not None,
+            preexec_fn=None if terminal is None else lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        ) as process,
+    ):
         assert process.stdout is not None
         line = process.stdout.readline()
         try:
@@ -107,11 +122,13 @@ def proxy_of(folder: Path, *arguments: str, **env: str) -> Iterator[Proxy]:
 
 
 @asynccontextmanager
-async def engine_and_proxy(folder: Path, *arguments: str) -> AsyncGenerator[tuple[Engine, Server, Proxy], None]:
+async def engine_and_proxy(
+    folder: Path, *arguments: str, **how: Any
+) -> AsyncGenerator[tuple[Engine, Server, Proxy], None]:
     engine = Engine()
     async with scripted(engine) as server:
         backend = f"openai+http://127.0.0.1:{server.port}/v1"
-        opening = proxy_of(folder, "--backend", backend, *arguments)
+        opening = proxy_of(folder, "--backend", backend, *arguments, **how)
         proxy = await asyncio.to_thread(opening.__enter__)
         try:
             yield engine, server, proxy
@@ -203,6 +220,32 @@ async def test_sigterm_lets_running_answers_end(tmp_path: Path) -> None:
         assert seconds < 2
 
 
+async def test_a_closed_terminal_lets_running_answers_end(tmp_path: Path) -> None:
+    ours, its = os.openpty()
+    async with engine_and_proxy(tmp_path, terminal=its) as (_, _, proxy), proxy.client() as http:
+        os.close(its)
+        async with http.stream("POST", CHAT, json={**QUESTION, "stream": True}) as response:
+            lines = response.aiter_lines()
+            while "word" not in await anext(lines):
+                pass
+            os.close(ours)  # the system sends SIGHUP
+            proxy.process.send_signal(signal.SIGHUP)  # as a shell does besides
+            rest = [line async for line in lines]
+        assert "data: [DONE]" in rest
+        status, seconds = await exit_of(proxy, 5)
+        assert status == 0
+        assert seconds < 2
+
+
+async def test_nohup_outlives_its_terminal(tmp_path: Path) -> None:
+    async with engine_and_proxy(tmp_path, under=("nohup",)) as (_, _, proxy), proxy.client() as http:
+        proxy.process.send_signal(signal.SIGHUP)
+        await asyncio.sleep(0.3)
+        assert (await http.get("/health")).status_code == 200
+        proxy.process.send_signal(signal.SIGTERM)
+        assert (await exit_of(proxy, 5))[0] == 0
+
+
 async def test_a_second_sigterm_ends_it_at_once(tmp_path: Path) -> None:
     async with engine_and_proxy(tmp_path) as (engine, _, proxy), proxy.client() as http:
         engine.words = 10_000
@@ -230,7 +273,7 @@ async def test_what_outlasts_the_patience_is_ended(tmp_path: Path) -> None:
             assert 0.5 < time.monotonic() - begin < 3
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_an_idle_one_ends_at_once(tmp_path: Path, number: signal.Signals) -> None:
     async with engine_and_proxy(tmp_path) as (_, _, proxy), proxy.client() as http:
         assert (await http.get("/health")).status_code == 200  # and the connection is kept

@@ -31,10 +31,15 @@ KEEP_ALIVE_SECONDS = 75
 FORCED_SECONDS = 0.7
 BACKLOG = 2048
 GC_THRESHOLDS = (10_000, 20, 20)
+HANGUP = getattr(signal, "SIGHUP", None)  # there is none on Windows
 
 
 class Server(uvicorn.Server):
-    """Stops at the first signal when the running requests are done, at the second at once."""
+    """Stops at the first signal when the running requests are done, at the second at once.
+
+    SIGHUP is such a first one: its terminal is closed. It comes twice then, from the shell and from the system, and so
+    it never insists; who has it ignored (nohup) is not ended by it.
+    """
 
     def __init__(self, config: uvicorn.Config, on_start: Callable[[], Awaitable[None]] | None = None) -> None:
         super().__init__(config)
@@ -69,6 +74,8 @@ class Server(uvicorn.Server):
             yield
             return
         handled = [signal.SIGINT, signal.SIGTERM]
+        if HANGUP is not None and signal.getsignal(HANGUP) != signal.SIG_IGN:
+            handled.append(HANGUP)
         before = {number: signal.signal(number, self.handle_exit) for number in handled}
         try:
             yield
@@ -77,8 +84,8 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal asks, the second insists."""
-        if not self.should_exit:
+        """The first signal asks, the second insists, unless it says only that the terminal is closed."""
+        if not self.should_exit or sig == HANGUP:
             self.should_exit = True
             return
         self.force_exit = True
