@@ -31,14 +31,14 @@ class Crashes:
         self.count = self.count + 1 if now - self.last < CRASH_WINDOW else 1
         self.last, self.words = now, words
 
-    def check(self, now: float, name: str) -> None:
-        """Raises `BackendError` while it makes no sense to try again."""
+    def check(self, now: float, name: str, engine: str) -> None:
+        """Raises `BackendError` while it makes no sense to try again; `name` runs on `engine`."""
         rest = self.last + CRASH_WINDOW - now
         if rest <= 0:
             self.count = 0
         if self.count >= MAX_CRASHES:
             raise BackendError(
-                f"{name}: llama.cpp failed {self.count} times in a row and gets a rest; at last it {self.words}",
+                f"{name}: {engine} failed {self.count} times in a row and gets a rest; at last it {self.words}",
                 backend=name,
                 status=503,
                 retry_after=rest,

@@ -36,8 +36,6 @@ from velollm.models.hub import fetch_files, need_hub, parse_hub
 
 __all__ = ["EmbeddedBackend", "from_hub"]
 
-logger = logging.getLogger("velollm.llamacpp")
-
 T = TypeVar("T")
 
 START_SECONDS = 600.0
@@ -59,6 +57,8 @@ class EmbeddedBackend(Backend):
     """
 
     kind = "llamacpp"
+    engine = "llama.cpp"  # what messages say of that which computes
+    log = logging.getLogger("velollm.llamacpp")
     capabilities = Capabilities(
         dialects=frozenset({"openai"}),
         json_schema=True,
@@ -256,7 +256,7 @@ class EmbeddedBackend(Backend):
 
     async def _launch(self) -> _Running:
         loop = asyncio.get_running_loop()
-        self._crashes.check(loop.time(), self.name)
+        self._crashes.check(loop.time(), self.name, self.engine)
         await asyncio.sleep(self._crashes.pause)
         if self._running is not None:
             await self._running.server.aclose()
@@ -274,7 +274,7 @@ class EmbeddedBackend(Backend):
             raise
         self._running = _Running(process, self._client(url, key))
         self._watching = asyncio.create_task(self._restart_after(self._running))
-        logger.info("%s is loaded: %s", self.name, plan)
+        self.log.info("%s is loaded: %s", self.name, plan)
         return self._running
 
     async def _restart_after(self, running: _Running) -> None:
@@ -282,12 +282,12 @@ class EmbeddedBackend(Backend):
         await running.process.ended.wait()
         ending = running.process.ending
         await running.process.stop()
-        logger.error("%s: llama.cpp %s; starting it again", self.name, ending)
+        self.log.error("%s: %s %s; starting it again", self.name, self.engine, ending)
         self._crashes.add(asyncio.get_running_loop().time(), ending)
         try:
             await self._serving()
         except BackendError as error:
-            logger.error("%s", error.message)
+            self.log.error("%s", error.message)
 
     async def _crash_behind(self, running: _Running) -> BackendError | None:
         """What to say of a failure when the child has ended; None when it has not."""
@@ -297,7 +297,7 @@ class EmbeddedBackend(Backend):
         except TimeoutError:
             return None
         return BackendError(
-            f"{self.name}: llama.cpp {running.process.ending}; it is being started again: repeat the request",
+            f"{self.name}: {self.engine} {running.process.ending}; it is being started again: repeat the request",
             backend=self.name,
             retry_after=1,
         )
@@ -308,7 +308,7 @@ class EmbeddedBackend(Backend):
             async with asyncio.timeout(HEALTH_SECONDS):
                 await running.server.ready()
         except (BackendError, TimeoutError):
-            logger.error("%s: llama.cpp does not answer any more; ending it", self.name)
+            self.log.error("%s: %s does not answer any more; ending it", self.name, self.engine)
             running.process.kill()
 
     async def _ask(self, method: Callable[[Backend], Awaitable[T]]) -> T:

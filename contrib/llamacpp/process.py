@@ -60,14 +60,21 @@ def _is_running(pid: int) -> bool:
 class LlamaProcess:
     """A llama-server started with `parameters` (those of `child.server_parameters`), called `name` in messages.
 
-    `child` is another program that is started and reports in the same way. With `saves_slots` it has a folder to save
-    its slots in for as long as it lives.
+    `child` is another program that is started and reports in the same way, `engine` what computes in it. With
+    `saves_slots` it has a folder to save its slots in for as long as it lives.
     """
 
     def __init__(
-        self, parameters: Mapping[str, Any], *, name: str, child: Path = CHILD, saves_slots: bool = False
+        self,
+        parameters: Mapping[str, Any],
+        *,
+        name: str,
+        child: Path = CHILD,
+        engine: str = "llama.cpp",
+        saves_slots: bool = False,
     ) -> None:
         self.name = name
+        self.engine = engine
         self._saves_slots = saves_slots
         self._folder: str | None = None
         self._child = child
@@ -112,14 +119,14 @@ class LlamaProcess:
         except TimeoutError:
             await self.stop()
             raise BackendError(
-                f"{self.name}: llama.cpp did not load the model within {seconds:g} seconds", backend=self.name
+                f"{self.name}: {self.engine} did not load the model within {seconds:g} seconds", backend=self.name
             ) from None
         except BaseException:
             await asyncio.shield(self.stop())
             raise
         if not self.url:
             await self.stop()
-            raise BackendError(f"{self.name}: llama.cpp {self.ending}", backend=self.name)
+            raise BackendError(f"{self.name}: {self.engine} {self.ending}", backend=self.name)
         return self.url
 
     async def stop(self) -> None:
@@ -155,7 +162,7 @@ class LlamaProcess:
 
     @property
     def ending(self) -> str:
-        """How the child ended, with llama.cpp's own last words about it."""
+        """How the child ended, with its own last words about it."""
         code = self._process.poll() if self._process is not None else None
         if code is None:
             how = "is running"

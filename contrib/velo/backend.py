@@ -20,7 +20,7 @@ from velollm.contrib.llamacpp.local_model import describe, locate, model_name
 from velollm.contrib.llamacpp.plan import this_machine
 from velollm.contrib.llamacpp.resumed import likely_tokens, rest_of, said_tokens
 from velollm.contrib.velo.answer import ChoiceWriter
-from velollm.contrib.velo.capabilities import CAPABILITIES
+from velollm.contrib.velo.capabilities import CAPABILITIES, kind_of
 from velollm.contrib.velo.plan import GPU_TYPES, EnginePlan, make_plan
 from velollm.contrib.velo.reading import PRIORITIES, Meant, read_prompt, read_request
 from velollm.contrib.velo.template import ChatTemplate
@@ -82,6 +82,7 @@ class EngineBackend(Backend):
         self.path = locate(model, folder)
         self.header: GGUF = read_gguf(self.path)
         self.plan = EnginePlan(**plan) if plan else make_plan(self.header, this_machine(), **options)
+        self.kind = kind_of(self.plan.device)
         self._on_gpu_failure = on_gpu_failure
         self._proofs = Proofs()
         self._loaded: _Loaded | None = None

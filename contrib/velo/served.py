@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from velollm.backend import Backend
 from velollm.contrib.llamacpp.embedded import EmbeddedBackend
 from velollm.contrib.llamacpp.plan import this_machine
 from velollm.contrib.llamacpp.process import LlamaProcess
-from velollm.contrib.velo.capabilities import CAPABILITIES
+from velollm.contrib.velo.capabilities import CAPABILITIES, kind_of
 from velollm.contrib.velo.client import EngineClient
 from velollm.contrib.velo.plan import EnginePlan, KVLayout, make_plan
 from velollm.models.gguf import GGUF
@@ -30,6 +31,7 @@ class ServedEngine(EmbeddedBackend):
     """
 
     capabilities = CAPABILITIES
+    log = logging.getLogger("velollm.engine")
 
     def __init__(
         self,
@@ -42,6 +44,8 @@ class ServedEngine(EmbeddedBackend):
         **options: Any,
     ) -> None:
         super().__init__(model, **options)
+        self.kind = kind_of(device)
+        self.engine = f"the engine {self.kind}"
         del self._options["unified"]
         self._options |= {"num_blocks": num_blocks, "batch": batch, "kv_layout": kv_layout, "device": device}
         self._made: EnginePlan | None = None
@@ -61,7 +65,7 @@ class ServedEngine(EmbeddedBackend):
     def _process(self, parameters: dict[str, Any]) -> LlamaProcess:
         plan = {field.name: parameters.pop(field.name) for field in attrs.fields(EnginePlan)}
         known = {"plan": plan, "name": self.name, "sys_path": sys.path}
-        return LlamaProcess({**parameters, **known}, name=self.name, child=CHILD)
+        return LlamaProcess({**parameters, **known}, name=self.name, child=CHILD, engine=self.engine)
 
     def _client(self, url: str, key: str) -> Backend:
         return EngineClient(url, key, name=self.name, limits=self._limits)

@@ -30,6 +30,13 @@ def test_our_own_on_a_cpu(tmp_path: Path) -> None:
     assert opened(tmp_path, {}, engine="llama-server") is EmbeddedBackend
 
 
+def test_each_says_what_it_is(tmp_path: Path) -> None:
+    path = str(write_tiny_gguf(tmp_path / "tiny.gguf"))
+    assert open_backend(path).kind == "velo" == open_backend(path, in_process=True).kind
+    assert open_backend(path, engine="llama-server").kind == "llamacpp"
+    assert ServedEngine(path, device=0).kind == "cuda"
+
+
 @pytest.mark.parametrize(
     "metadata",
     [

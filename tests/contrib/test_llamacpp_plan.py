@@ -106,23 +106,23 @@ def test_pauses_grow_and_end() -> None:
     assert crashes.pause == 0
     pauses = []
     for number in range(MAX_CRASHES):
-        crashes.check(100.0 + number, "x")
+        crashes.check(100.0 + number, "x", "llama.cpp")
         crashes.add(100.0 + number, "was ended by SIGKILL")
         pauses.append(crashes.pause)
     assert pauses == sorted(pauses)
     assert pauses[0] > 0
     with pytest.raises(BackendError, match=f"{MAX_CRASHES} times.*SIGKILL") as caught:
-        crashes.check(100.0 + MAX_CRASHES, "x")
+        crashes.check(100.0 + MAX_CRASHES, "x", "llama.cpp")
     assert caught.value.retry_after is not None
     assert 0 < caught.value.retry_after <= CRASH_WINDOW
-    crashes.check(100.0 + MAX_CRASHES + CRASH_WINDOW, "x")
+    crashes.check(100.0 + MAX_CRASHES + CRASH_WINDOW, "x", "llama.cpp")
     assert crashes.count == 0
 
 
 def test_rare_crashes_do_not_add_up() -> None:
     crashes = Crashes()
     for number in range(20):
-        crashes.check(number * CRASH_WINDOW * 1.1, "x")
+        crashes.check(number * CRASH_WINDOW * 1.1, "x", "llama.cpp")
         crashes.add(number * CRASH_WINDOW * 1.1, "y")
     assert crashes.count == 1
 

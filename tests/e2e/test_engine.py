@@ -93,7 +93,7 @@ async def test_nobody_else_may_use_it(backend: ServedEngine) -> None:
 
 async def test_killed_in_mid_stream(backend: ServedEngine) -> None:
     first = child_of(backend)
-    with pytest.raises(BackendError, match="SIGSEGV") as caught:
+    with pytest.raises(BackendError, match="the engine velo was ended by SIGSEGV") as caught:
         async with aclosing(backend.chat(ask(stream=True, max_tokens=2000))) as events:
             async for event in events:
                 if event.text:
