@@ -11,16 +11,14 @@ over that. `launched` is the same step without a graph. Results go to benchmarks
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import attrs
 import numpy as np
+from harness import publish
 from kernels import copy_rate, the_gpu
 
 from velollm.engine.blocks import BLOCK_SIZE, BlockManager
@@ -36,7 +34,6 @@ from velollm.gpu.executor import Executor
 from velollm.gpu.rope import RopeScaling, rotations
 from velollm.gpu.sampling import argmax
 
-RESULTS = Path(__file__).parent / "results" / "cuda_step.json"
 SCALAR, SIZE = "fp16", 2
 GOALS = {1: 1.15, 64: 1.20}
 STEPS = 50
@@ -156,7 +153,7 @@ def measured(
     return {"batch": batch, "context": context, **found, "goal": GOALS.get(batch)}
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, action="append", help="sequences at once (default: 1 and 64)")
     parser.add_argument("--context", type=int, default=2048)
@@ -167,11 +164,8 @@ def main() -> int:
     model = random_model(on, Sizes(), args.context)
     rows = [measured(on, model, batch, args.context, rate) for batch in args.batch or sorted(GOALS)]
     result = {**about, "copy_bytes_per_second": rate, "rows": rows}
-    print(json.dumps(result, indent=2))
-    if args.save:
-        RESULTS.write_text(json.dumps(result, indent=2) + "\n")
-    return 0
+    publish(result, "cuda_step", save=args.save)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,9 +1,10 @@
-"""What the benchmarks share: a bare client that keeps connections busy, and CPU time of a process and its children."""
+"""What the benchmarks share: a bare client that keeps connections busy, CPU time of processes, and where results go."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import os
 import platform
 import re
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from time import perf_counter
-from typing import cast
+from typing import Any, cast
 from urllib.request import urlopen
 
 import attrs
@@ -177,6 +178,14 @@ def _is_ready(port: int) -> bool:
             return bool(answer.status == 200)
     except OSError:
         return False
+
+
+def publish(result: dict[str, Any], name: str, *, save: bool) -> None:
+    """Print what was measured, and with `save` write it to results/NAME.json."""
+    text = json.dumps(result, indent=2)
+    print(text)
+    if save:
+        (HERE / "results" / f"{name}.json").write_text(text + "\n")
 
 
 def machine() -> str:

@@ -16,15 +16,14 @@ events time its replay; the figure is the median of many. Results go to benchmar
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from harness import publish
 
 from velollm.gpu.arrays import Array
 from velollm.gpu.attention import paged_attention
@@ -34,7 +33,6 @@ from velollm.gpu.kv import copy_blocks, write_kv
 from velollm.gpu.recording import Recorder
 from velollm.gpu.rope import rotations
 
-RESULTS = Path(__file__).parent / "results" / "kernels.json"
 HEADS, KV_HEADS, HEAD_DIM, BLOCK = 32, 8, 128, 16
 DECODES = {(64, 2048): 0.90, (8, 16_384): 0.90, (8, 4096): 0.72, (1, 32_768): 0.70, (256, 512): 0.80}  # goals: shares
 WRITES = 0.85  # likewise
@@ -241,7 +239,7 @@ def the_gpu() -> tuple[CudaExecutor, dict[str, Any]]:
     return CudaExecutor(), {"gpu": found.devices[0], "found": found.summary}
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("decode", "prefill", "kv"))
     parser.add_argument("--save", action="store_true")
@@ -262,11 +260,8 @@ def main() -> int:
     if args.only in (None, "kv"):
         rows += writes(on, rate)
     result = {**about, "rows": rows}
-    print(json.dumps(result, indent=2))
-    if args.save:
-        RESULTS.write_text(json.dumps(result, indent=2) + "\n")
-    return 0
+    publish(result, "kernels", save=args.save)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
