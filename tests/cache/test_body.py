@@ -10,7 +10,7 @@ import pytest
 
 from velollm.api import anthropic, ollama, openai
 from velollm.cache.body import chat_body
-from velollm.cache.keys import derive_keys
+from velollm.cache.keys import derive_keys, tenant_digest
 from velollm.messages import (
     AudioPart,
     ChatRequest,
@@ -26,11 +26,12 @@ from velollm.messages import (
     ToolChoice,
 )
 
+TENANT = tenant_digest("t")
 NOT_CONTENT = {"stream", "include_usage", "user", "keep_alive", "source", "context"}
 
 
 def key(request: ChatRequest) -> bytes:
-    return derive_keys("t", chat_body(request)).exact
+    return derive_keys(TENANT, chat_body(request)).exact
 
 
 def parse(endpoint: Any, payload: dict[str, Any]) -> ChatRequest:
@@ -83,9 +84,9 @@ def test_no_is_another_word_than_silence(field: str) -> None:
 def test_a_raw_prompt_is_no_chat() -> None:
     plain, raw = ChatRequest(model="m", prompt="What is DNA?"), ChatRequest(model="m", prompt="What is DNA?", raw=True)
     assert key(plain) != key(raw)
-    assert derive_keys("t", chat_body(plain)).prompt == "What is DNA?"
-    assert derive_keys("t", chat_body(raw)).prompt is None
-    assert derive_keys("t", chat_body(ChatRequest(prompt=[1, 2, 3]))).prompt is None
+    assert derive_keys(TENANT, chat_body(plain)).prompt == "What is DNA?"
+    assert derive_keys(TENANT, chat_body(raw)).prompt is None
+    assert derive_keys(TENANT, chat_body(ChatRequest(prompt=[1, 2, 3]))).prompt is None
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from support.cache import ask
 
 from velollm.cache.keys import IGNORED_FIELDS, Unhashable, derive_keys, tenant_digest
 
+TENANT = tenant_digest("t")
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -32,26 +34,26 @@ def shuffled(value: Any, rng: random.Random) -> Any:
 @given(EXTRA, st.text(max_size=20), st.randoms(use_true_random=False))
 def test_the_order_of_fields_does_not_matter(extra: dict[str, Any], prompt: str, rng: random.Random) -> None:
     body = ask(prompt, {"role": "system", "content": "s"}, **extra)
-    assert derive_keys("t", body) == derive_keys("t", shuffled(body, rng))
+    assert derive_keys(TENANT, body) == derive_keys(TENANT, shuffled(body, rng))
 
 
 @given(EXTRA, st.sampled_from(sorted(IGNORED_FIELDS)), JSON)
 def test_fields_that_cannot_change_the_answer_are_not_part_of_it(extra: dict[str, Any], field: str, value: Any) -> None:
     body = ask("hello", **extra)
-    assert derive_keys("t", body).exact == derive_keys("t", {**body, field: value}).exact
+    assert derive_keys(TENANT, body).exact == derive_keys(TENANT, {**body, field: value}).exact
 
 
 @given(EXTRA, st.text(min_size=1, max_size=6).map(lambda name: "x_" + name), JSON.filter(lambda v: v is not None))
 def test_any_other_field_is(extra: dict[str, Any], field: str, value: Any) -> None:
     body = {key: inner for key, inner in ask("hello", **extra).items() if key != field}
-    changed = derive_keys("t", {**body, field: value})
-    assert derive_keys("t", body).exact != changed.exact
-    assert derive_keys("t", body).scope != changed.scope
+    changed = derive_keys(TENANT, {**body, field: value})
+    assert derive_keys(TENANT, body).exact != changed.exact
+    assert derive_keys(TENANT, body).scope != changed.scope
 
 
 @given(st.text(max_size=30), st.text(max_size=30))
 def test_only_the_last_user_text_is_left_out_of_the_scope(one: str, other: str) -> None:
-    a, b = derive_keys("t", ask(one)), derive_keys("t", ask(other))
+    a, b = derive_keys(TENANT, ask(one)), derive_keys(TENANT, ask(other))
     assert a.scope == b.scope
     assert (a.exact == b.exact) == (one == other)
 
@@ -68,7 +70,7 @@ def test_only_the_last_user_text_is_left_out_of_the_scope(one: str, other: str) 
     ],
 )  # fmt: skip
 def test_what_decides_the_answer(change: dict[str, Any]) -> None:
-    assert derive_keys("t", ask("hello")).exact != derive_keys("t", {**ask("hello"), **change}).exact
+    assert derive_keys(TENANT, ask("hello")).exact != derive_keys(TENANT, {**ask("hello"), **change}).exact
 
 
 @pytest.mark.parametrize(
@@ -81,11 +83,11 @@ def test_what_decides_the_answer(change: dict[str, Any]) -> None:
     ],
 )  # fmt: skip
 def test_what_says_the_same_in_other_words(same: dict[str, Any]) -> None:
-    assert derive_keys("t", ask("hello")).exact == derive_keys("t", {**ask("hello"), **same}).exact
+    assert derive_keys(TENANT, ask("hello")).exact == derive_keys(TENANT, {**ask("hello"), **same}).exact
 
 
 def test_tenants_and_variants_have_keys_of_their_own() -> None:
-    keys = [derive_keys(t, ask("hello"), v) for t in ("a", "b", "", None) for v in ("", "sha256:1")]
+    keys = [derive_keys(tenant_digest(t), ask("hello"), v) for t in ("a", "b", "", None) for v in ("", "sha256:1")]
     assert len({k.exact for k in keys}) == len(keys) == len({k.scope for k in keys}) == len({k.check for k in keys})
 
 
@@ -97,10 +99,10 @@ def test_a_tenant_cannot_be_read_from_its_digest() -> None:
 @pytest.mark.parametrize("value", [float("nan"), object(), "\ud800"])
 def test_what_json_cannot_carry_has_no_key(value: object) -> None:
     if value != value:  # NaN is written as null, which is still one document
-        assert derive_keys("t", ask("hello", x=value)).exact
+        assert derive_keys(TENANT, ask("hello", x=value)).exact
     else:
         with pytest.raises(Unhashable):
-            derive_keys("t", ask("hello", x=value))
+            derive_keys(TENANT, ask("hello", x=value))
 
 
 def test_nesting_without_end_has_no_key() -> None:
@@ -108,10 +110,10 @@ def test_nesting_without_end_has_no_key() -> None:
     for _ in range(2000):
         deep = [deep]
     with pytest.raises(Unhashable):
-        derive_keys("t", ask("hello", x=deep))
+        derive_keys(TENANT, ask("hello", x=deep))
 
 
 def test_an_opening_of_courtesies_is_not_part_of_the_scope() -> None:
     hello = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Hello! How can I help?"}]
-    assert derive_keys("t", ask("x", *hello)).scope == derive_keys("t", ask("x")).scope
-    assert derive_keys("t", ask("x", *hello)).exact != derive_keys("t", ask("x")).exact
+    assert derive_keys(TENANT, ask("x", *hello)).scope == derive_keys(TENANT, ask("x")).scope
+    assert derive_keys(TENANT, ask("x", *hello)).exact != derive_keys(TENANT, ask("x")).exact

@@ -23,8 +23,8 @@ class Damaged(ValueError):
 
 @attrs.frozen(kw_only=True)
 class Form:
-    """How an entry in memory is found by its canonical form: the prompt's sketch, and, until a question with the same
-    sketch comes, scope and prompt, of which its alias will be made."""
+    """What an entry in memory is found by: the request's sketch, and, until a request with the same sketch comes, scope
+    and prompt, of which its alias will be made."""
 
     sketch: int
     scope: bytes = b""
@@ -51,6 +51,11 @@ class Entry:
     tags: tuple[str, ...] = ()
     floor: float = 0.0
     form: Form | None = None
+
+    @property
+    def is_unnamed(self) -> bool:
+        """Whether its alias is yet to come."""
+        return self.form is not None and self.form.scope != b""
 
     @property
     def size(self) -> int:

@@ -17,7 +17,7 @@ import xxhash
 
 from velollm.cache.pleasantries import skip_pleasantries
 
-__all__ = ["IGNORED_FIELDS", "RequestKeys", "Unhashable", "derive_keys", "tenant_digest"]
+__all__ = ["IGNORED_FIELDS", "RequestKeys", "Unhashable", "derive_keys", "document_of", "prompt_of", "tenant_digest"]
 
 # Fields that route, bill or frame a request and never change its answer. What is not listed here is part of the key.
 IGNORED_FIELDS: Final = frozenset(
@@ -98,10 +98,9 @@ def tenant_digest(tenant: str | None) -> bytes:
     return blake2b(name, digest_size=16, person=b"velollm-tenant").digest()
 
 
-def derive_keys(tenant: str | None, body: Mapping[str, Any], variant: str = "") -> RequestKeys:
-    """Derive the keys of an OpenAI chat request. `variant` is whatever else decides the answer and is not in the body:
-    the digest of the resolved model, an index build. Raises Unhashable."""
-    owner = tenant_digest(tenant)
+def derive_keys(tenant: bytes, body: Mapping[str, Any], variant: str = "") -> RequestKeys:
+    """Derive the keys of an OpenAI chat request. `tenant` is a digest of the tenant, `variant` whatever else decides
+    the answer and is not in the body: the digest of the resolved model, an index build. Raises Unhashable."""
     fields = {
         name: _number(value) if type(value) is float else value
         for name, value in body.items()
@@ -114,14 +113,11 @@ def derive_keys(tenant: str | None, body: Mapping[str, Any], variant: str = "") 
         del fields["tool_choice"]
     listed = fields.pop("messages", ())
     messages = [_message(m) for m in listed] if isinstance(listed, list | tuple) else []
-    try:
-        head = orjson.dumps([variant, fields], option=orjson.OPT_SORT_KEYS)
-        document = head + orjson.dumps(messages, option=orjson.OPT_SORT_KEYS)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise Unhashable(str(error)) from error
+    head = document_of([variant, fields])
+    document = head + document_of(messages)
     return RequestKeys(
-        tenant=owner, exact=xxhash.xxh3_128_digest(owner + _VERSION + document), document=document,
-        prompt=_prompt(messages), head=head, earlier=messages[:-1],
+        tenant=tenant, exact=xxhash.xxh3_128_digest(tenant + _VERSION + document), document=document,
+        prompt=_prompt(messages[-1]) if messages else None, head=head, earlier=messages[:-1],
     )  # fmt: skip
 
 
@@ -145,10 +141,22 @@ def _message(message: Any) -> Any:
     return out
 
 
-def _prompt(messages: list[Any]) -> str | None:
+def document_of(value: object) -> bytes:
+    """A value as JSON, in the one way that equal ones have. Raises Unhashable."""
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise Unhashable(str(error)) from error
+
+
+def prompt_of(body: Mapping[str, Any]) -> str | None:
     """The last user text, if the last message is the user's, is plain text and carries nothing else."""
-    last = messages[-1] if messages else None
-    if isinstance(last, dict) and last.get("role") == "user" and last.keys() == {"role", "content"}:
+    messages = body.get("messages")
+    return _prompt(_message(messages[-1])) if isinstance(messages, list | tuple) and messages else None
+
+
+def _prompt(last: Any) -> str | None:
+    if isinstance(last, dict) and last.get("role") == "user" and last.keys() == _PLAIN:
         content = last["content"]
         return content if isinstance(content, str) else None
     return None

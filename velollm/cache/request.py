@@ -7,32 +7,70 @@ from functools import cached_property
 from hashlib import blake2b
 from typing import Any
 
+import orjson
 import xxhash
 
 from velollm.cache.canonical import Canonical, canonicalize
 from velollm.cache.eligibility import Controls, Eligibility, assess
 from velollm.cache.guards import Question, read
-from velollm.cache.keys import RequestKeys, Unhashable, derive_keys, tenant_digest
+from velollm.cache.keys import RequestKeys, Unhashable, derive_keys, document_of, prompt_of, tenant_digest
 from velollm.cache.sketch import sketch
 
 __all__ = ["Request", "alias_of", "prepare", "read_prompt"]
 
 
 class Request:
-    """Keys of one request. `key` is what identical requests share: single-flight may key on it. `alias` and `scope` are
-    only asked for where the canonical and semantic tiers are open. `vector` is the embedder's, once it was asked (empty
-    where it had none); `compared` is False once shadow mode has passed the request over."""
+    """One request. `key` is what identical requests share: single-flight may key on it. `alias` and `scope` are only
+    asked for where the canonical and semantic tiers are open. `vector` is the embedder's, once it was asked (empty
+    where it had none); `compared` is False once shadow mode has passed the request over.
+    """
 
-    def __init__(self, keys: RequestKeys, eligibility: Eligibility, controls: Controls, model: str) -> None:
-        self.key = keys.exact
-        self.tenant = keys.tenant
-        self.prompt = keys.prompt
+    def __init__(
+        self,
+        tenant: bytes,
+        body: Mapping[str, Any],
+        document: bytes,
+        variant: str,
+        prompt: str | None,
+        eligibility: Eligibility,
+        controls: Controls,
+    ) -> None:
+        model = body.get("model")
+        self.model = model if isinstance(model, str) else ""
+        self.tenant = tenant
+        self.prompt = prompt
         self.eligibility = eligibility
         self.controls = controls
-        self.model = model
         self.vector: Sequence[float] | None = None
         self.compared = True
-        self._keys = keys
+        self.document = document  # the body, as JSON
+        self._body: Mapping[str, Any] | None = body
+        self._variant = variant
+        self._sketch: int | None = None
+
+    def shrink(self) -> None:
+        """It is kept, perhaps for long, and perhaps nobody ever asks for its keys: take as little room as will do."""
+        self._body = None
+
+    @cached_property
+    def _keys(self) -> RequestKeys:
+        if not self.document:
+            return RequestKeys(tenant=self.tenant, exact=b"", document=b"", prompt=None)
+        body = orjson.loads(self.document) if self._body is None else self._body
+        return derive_keys(self.tenant, body, self._variant)
+
+    @property
+    def key(self) -> bytes:
+        """What identical requests share."""
+        return self._keys.exact
+
+    @property
+    def sketch(self) -> int:
+        """A number that two requests share if one may have the answer of the other; it takes less time than a key."""
+        if self._sketch is None:
+            aliased = "canonical" in self.eligibility.tiers
+            self._sketch = sketch(self.prompt or "") if aliased else hash(self.prompt)
+        return self._sketch
 
     @cached_property
     def check(self) -> bytes:
@@ -43,11 +81,6 @@ class Request:
     def canonical(self) -> Canonical | None:
         """The canonical form of the prompt, where that tier is open."""
         return canonicalize(self.prompt) if self.prompt is not None and "canonical" in self.eligibility.tiers else None
-
-    @cached_property
-    def sketch(self) -> int:
-        """The sketch of the prompt: who has another one, has another canonical form."""
-        return sketch(self.prompt or "")
 
     @property
     def is_read(self) -> bool:
@@ -98,16 +131,16 @@ def _text_check(canonical: Canonical | None) -> bytes:
 def prepare(
     tenant: str | None, body: Mapping[str, Any], controls: Controls, variant: str, max_temperature: float
 ) -> Request:
-    """Assess and key a request. A body without canonical form is a bypass, never an error."""
-    model = body.get("model")
-    name = model if isinstance(model, str) else ""
+    """Assess a request, which will be able to derive its keys. A body without canonical form is a bypass, never an
+    error."""
+    prompt, document = prompt_of(body), b""
     try:
-        keys = derive_keys(tenant, body, variant)
+        document = document_of(body)
     except Unhashable:
-        closed = Eligibility(read=False, write=False, tiers=(), reason="invalid")
-        none = RequestKeys(tenant=tenant_digest(tenant), exact=b"", document=b"", prompt=None)
-        return Request(none, closed, controls, name)
-    return Request(keys, assess(body, keys.prompt, controls, max_temperature), controls, name)
+        eligibility = Eligibility(read=False, write=False, tiers=(), reason="invalid")
+    else:
+        eligibility = assess(body, prompt, controls, max_temperature)
+    return Request(tenant_digest(tenant), body, document, variant, prompt, eligibility, controls)
 
 
 def read_prompt(prompt: str) -> Question | None:

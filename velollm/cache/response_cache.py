@@ -16,6 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from time import thread_time
 from typing import Any, Literal
 
@@ -32,8 +33,7 @@ from velollm.cache.request import Request, alias_of, prepare, read_prompt
 from velollm.cache.results import CacheStats, Found, Hit, Receipt
 from velollm.cache.semantic import Embedder, Match, SemanticIndex
 from velollm.cache.shadow import AGREES, Allowance, RouteReport, agreement, answer_text, answer_tokens, report
-from velollm.cache.soon import Soon
-from velollm.cache.stores import MemoryStore, Selection, Store, open_store
+from velollm.cache.stores import MemoryStore, Selection, Store, Unread, open_store
 from velollm.config.units import parse_size
 
 __all__ = ["Mode", "ResponseCache"]
@@ -42,6 +42,8 @@ Mode = Literal["on", "shadow", "off"]
 _MODES = ("on", "shadow", "off")
 _INDEX_ROOM = 10_000  # bytes of a prompt of usual length
 _QUOTED = 200  # letters of a question in the report
+_LONGEST_UNREAD = 4096  # bytes of a request as JSON
+_UNREAD_COST = 2048  # bytes that an answer takes beside its text and the request
 _log = logging.getLogger("velollm.cache")
 
 
@@ -90,9 +92,8 @@ class ResponseCache:
         self._store.on_forget = self._forget
         self.store_blocks = self._store.may_block
         self.store_persists = self._store.persistent
-        # In memory, an entry gets the key of its canonical form when one comes that might be the same.
-        self._names_later = self._store if isinstance(self._store, MemoryStore) else None
-        self._soon = Soon()
+        # In memory, what an answer is found by is worked out when a request comes that might be the same.
+        self._memory = self._store if isinstance(self._store, MemoryStore) else None
         self._loader: threading.Thread | None = None
         self._closing = False
         if self._store.persistent and self.modes["semantic"] != "off":
@@ -133,8 +134,6 @@ class ResponseCache:
 
     def find_sure(self, request: Request, modes: Mapping[Tier, Mode] | None = None) -> Found | None:
         """The first half of `find`, which needs no embedder: None if the semantic tier may answer."""
-        if self._soon.concerns(request):
-            self._soon.settle()
         counts = self._counts
         counts["lookups"] += 1
         if not request.eligibility.read:
@@ -142,6 +141,7 @@ class ResponseCache:
             return Found(reason=request.eligibility.reason)
         shadow: Hit | None = None
         compare = False
+        unheard = not self._read_alike(request)
         for tier in request.eligibility.tiers:
             mode = (modes or self.modes).get(tier, "off")
             if mode == "off":
@@ -150,6 +150,8 @@ class ResponseCache:
                 if mode == "on":
                     return None
                 compare = True
+                continue
+            if unheard:
                 continue
             hit = self._search(tier, request)
             if hit is not None and mode == "on":
@@ -217,17 +219,37 @@ class ResponseCache:
             self._allowance.spend(thread_time() - began)
         return Receipt(stored=True, ticket=ticket, store=self._store)
 
-    def keep_soon(self, request: Request, keep: Callable[[], None]) -> bool:
-        """Have `keep` called by `settle`, or when it matters. Returns whether nothing waited: `settle` is then due."""
-        return self._soon.add(request, keep)
+    def keep_unread(
+        self, request: Request, answer: Callable[[], Any], *, size: int, now: float, tags: tuple[str, ...] = ()
+    ) -> bool:
+        """Keep an answer of `size` bytes, which came `now`, as it is: it is asked for when a request comes that might
+        be the same. False where it has to be kept at once."""
+        memory = self._memory
+        if memory is None or not request.eligibility.write or "semantic" in request.eligibility.tiers:
+            return False
+        if len(request.document) > _LONGEST_UNREAD:  # its keys take less room
+            return False
+        request.shrink()
+        unread = Unread(
+            partial(self._read, request, answer, tags, now),
+            sketch=request.sketch,
+            size=_UNREAD_COST + len(request.document) + size,
+            expires=now + self.ttl,
+            model=request.model,
+            tags=tags,
+            tenant=request.tenant,
+        )
+        kept = memory.lay_by(unread)
+        self._counts["stores"] += kept
+        return kept
+
+    def _read(self, request: Request, answer: Callable[[], Any], tags: tuple[str, ...], now: float) -> None:
+        self._counts["stores"] -= 1  # it is kept once more
+        self.keep(request, answer(), tags=tags, now=now)
 
     def now(self) -> float:
         """The time by the cache's clock, in seconds of the epoch."""
         return self._clock()
-
-    def settle(self) -> None:
-        """Keep what is to be kept soon."""
-        self._soon.settle()
 
     def record_shadow(
         self,
@@ -270,8 +292,8 @@ class ResponseCache:
     def explain(self, tenant: str | None, body: Mapping[str, Any], controls: Controls | None = None) -> Explanation:
         """What each tier says to a request, and which guard refused which neighbour. Counts nothing, changes
         nothing."""
-        self.settle()
         request = self.prepare(tenant, body, controls)
+        self._read_alike(request)
         verdicts: list[TierVerdict] = []
         answered: Tier | None = None
         for tier, mode in self.modes.items():
@@ -288,7 +310,6 @@ class ResponseCache:
 
     def purge(self, *, model: str | None = None, tag: str | None = None, tenant: str | None = None) -> int:
         """Drop the entries that meet every criterion given; with none, all. Returns how many."""
-        self.settle()
         owner = None if tenant is None else tenant_digest(tenant)
         return self._store.purge(Selection(model=model, tag=tag, tenant=owner))
 
@@ -304,7 +325,6 @@ class ResponseCache:
 
     def stats(self) -> CacheStats:
         """The counters."""
-        self.settle()
         counts = dict(self._counts)
         return CacheStats(
             lookups=counts.get("lookups", 0), hits=_by_word(counts, "hit "), shadow_hits=counts.get("shadow", 0),
@@ -315,19 +335,16 @@ class ResponseCache:
 
     def entries(self) -> list[Entry]:
         """Every live entry, for an export."""
-        self.settle()
         return list(self._store.entries())
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until the store has written all that was kept so far, and the index has been rebuilt."""
-        self.settle()
         if self._loader is not None:
             self._loader.join(timeout)
         return self._store.flush(timeout)
 
     def close(self) -> None:
         """Write what is left and close the store."""
-        self.settle()
         self._closing = True
         if self._loader is not None:
             self._loader.join(5.0)
@@ -346,8 +363,6 @@ class ResponseCache:
             entry = self._store.get(request.key)
             return self._hit(entry, request, tier) if entry is not None and entry.check == request.check else None
         if tier == "canonical":
-            if self._names_later is not None and not self._name_alike(self._names_later, request):
-                return None
             entry = self._store.find(request.alias)
             return (
                 self._hit(entry, request, tier)
@@ -364,13 +379,16 @@ class ResponseCache:
                 match = self._index.search(request.scope, question, vector)
         return None if match is None else self._semantic_hit(match, request)
 
-    def _name_alike(self, store: MemoryStore, request: Request) -> bool:
-        """Name the entries that may have the request's canonical form; whether there are any."""
-        alike = store.alike(request.sketch)
+    def _read_alike(self, request: Request) -> bool:
+        """Have all in memory that might answer the request ready to be found; whether there can be anything."""
+        memory = self._memory
+        if memory is None:
+            return True
+        alike = memory.alike(request.sketch)
         for entry in alike or ():
             if entry.form is not None:
                 alias, check = alias_of(entry.form.prompt, entry.form.scope, entry.alias_check)
-                store.name(entry, alias, check)
+                memory.name(entry, alias, check)
         return alike is not None
 
     def _semantic_hit(self, match: Match, request: Request) -> Hit | None:
@@ -403,9 +421,9 @@ class ResponseCache:
         tiers, modes = request.eligibility.tiers, self.modes
         semantic = "semantic" in tiers and modes["semantic"] != "off"
         aliased = semantic or ("canonical" in tiers and modes["canonical"] != "off")
-        store, form, later = self._names_later, None, False
-        if aliased and store is not None:
-            later = not semantic and not request.is_read and store.may_wait(request.sketch)
+        memory, form, later = self._memory, None, False
+        if memory is not None:
+            later = aliased and not semantic and not request.is_read and memory.may_wait(request.sketch)
             form = Form(
                 sketch=request.sketch,
                 scope=request.scope if later else b"",

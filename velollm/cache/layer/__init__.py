@@ -40,7 +40,6 @@ logger = logging.getLogger("velollm.cache")
 HEADER = "x-velollm-cache"
 BACKEND_HEADER = "x-velollm-backend"
 TRUNCATED_HEADER = "x-velollm-truncated"
-SOON_SECONDS = 0.02
 # So long the end of an answer waits for a store that outlives us: what was answered is not lost with this process.
 WRITTEN_SECONDS = 0.04
 CREDENTIALS = ("authorization", "x-api-key", "cookie")
@@ -86,7 +85,7 @@ class CacheLayer(Layer):
         self._owns = owns
         self.count = observer or _nobody
         self._clock = clock
-        self._flights: dict[tuple[object, ...], tuple[Flight, RequestContext]] = {}
+        self._flights: dict[int, list[_Flying]] = {}  # by the sketch of what was asked
         self._logged = False
 
     async def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
@@ -122,9 +121,10 @@ class CacheLayer(Layer):
             if self._models is not None and not self._models.answered:
                 await self._models.wait()
             asked = self._prepare(request, controls)
-            key = _flight_key(asked, request)
-            if key is not None and key in self._flights:
-                return (), self._join(key, request), None
+            shares = _may_share(asked, request)
+            flying = self._flying(asked, request) if shares and self._flights else None
+            if flying is not None:
+                return (), self._join(flying, request), None
             found = await self._find(asked, self._modes.get(request.model))
             hit = found.hit
             if hit is not None:
@@ -145,13 +145,14 @@ class CacheLayer(Layer):
         if asked.eligibility.bypass:
             self.count("none", "bypass")
             return (), self.inner.chat(request), None
-        if key is not None and key in self._flights:
-            return (), self._join(key, request), None
+        flying = self._flying(asked, request) if shares and self._flights else None
+        if flying is not None:
+            return (), self._join(flying, request), None
         self.count("semantic" if found.shadow else "none", "shadow" if found.shadow else "miss")
-        landing = _Landing(self, asked, found, request.model, request.context)
-        if key is None:  # nobody may join: there is no need of a flight
+        landing = _Landing(self, asked, found, request)
+        if not shares:  # nobody may join: there is no need of a flight
             return (), self.inner.chat(request), landing
-        return (), self._fly(key, landing, request), None
+        return (), self._fly(landing, request), None
 
     def _prepare(self, request: ChatRequest, controls: Controls) -> Request:
         headers = request.context.client_headers
@@ -185,17 +186,30 @@ class CacheLayer(Layer):
             return found
         return await self.off_loop(asked, cache.find_semantic, asked, modes)
 
-    def _join(self, key: tuple[object, ...], request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
-        flight, leader = self._flights[key]
-        self.count("exact", "shared")
-        return _read_along(flight, leader, request.context)
+    def _flying(self, asked: Request, request: ChatRequest) -> _Flying | None:
+        """The same request, where it is in the air."""
+        for flying in self._flights.get(asked.sketch, ()):
+            same = flying.asked.key == asked.key and flying.asked.check == asked.check
+            if same and flying.leader.priority == request.context.priority:
+                return flying
+        return None
 
-    def _fly(self, key: tuple[object, ...], landing: _Landing, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+    def _join(self, flying: _Flying, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+        self.count("exact", "shared")
+        return _read_along(flying.flight, flying.leader, request.context)
+
+    def _fly(self, landing: _Landing, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+        sketch = landing.asked.sketch
+
         def close() -> None:
-            self._flights.pop(key, None)
+            others = self._flights[sketch]
+            others.remove(flying)
+            if not others:
+                del self._flights[sketch]
 
         flight = Flight(self.inner.chat(request), on_event=landing.see, on_end=landing.land, on_close=close)
-        self._flights[key] = flight, request.context
+        flying = _Flying(landing.asked, flight, request.context)
+        self._flights.setdefault(sketch, []).append(flying)
         return flight.read()
 
     # ---- for a landing ----
@@ -203,11 +217,6 @@ class CacheLayer(Layer):
     def takes_time(self, asked: Request) -> bool:
         """Whether the store or the embedder keeps a request waiting."""
         return self.cache.store_blocks or self.cache.embeds(asked)
-
-    def keep_soon(self, asked: Request, keep: Callable[[], None]) -> None:
-        """Have an answer kept in a moment, with others."""
-        if self.cache.keep_soon(asked, keep):
-            asyncio.get_running_loop().call_later(SOON_SECONDS, self.cache.settle)
 
     async def off_loop(self, asked: Request, call: Callable[..., T], *arguments: Any) -> T:
         """Call the cache: in a thread where its store or its embedder takes time."""
@@ -235,15 +244,25 @@ class CacheLayer(Layer):
 _Plan: TypeAlias = "tuple[Iterable[ChatEvent], AsyncGenerator[ChatEvent, None] | None, _Landing | None]"
 
 
+@attrs.frozen(eq=False)
+class _Flying:
+    """A request in the air, and for whom it was sent first."""
+
+    asked: Request
+    flight: Flight
+    leader: RequestContext
+
+
 class _Landing:
     """What becomes of one upstream answer: it is kept if it ended well, and compared with what would have been said."""
 
-    def __init__(self, layer: CacheLayer, asked: Request, found: Found, route: str, context: RequestContext) -> None:
+    __slots__ = ("_began", "_bytes", "_collector", "_found", "_layer", "_request", "asked")
+
+    def __init__(self, layer: CacheLayer, asked: Request, found: Found, request: ChatRequest) -> None:
+        self.asked = asked
         self._layer = layer
-        self._asked = asked
         self._found = found
-        self._route = route
-        self._context = context
+        self._request = request
         self._began = layer.now()
         self._collector: Collector | None = Collector()
         self._bytes = 0
@@ -252,6 +271,8 @@ class _Landing:
         """Collect, as long as it may still fit."""
         if self._collector is not None:
             self._bytes += len(event.text) + len(event.reasoning)
+            for delta in event.tool_calls:
+                self._bytes += len(delta.arguments)
             if self._bytes > self._layer.cache.size:
                 self._collector = None
             else:
@@ -259,47 +280,50 @@ class _Landing:
 
     async def land(self) -> None:
         """The answer is there in full."""
-        layer, asked = self._layer, self._asked
-        keep = partial(self._keep, layer.now() - self._began, layer.cache.now())
-        if layer.takes_time(asked) or layer.cache.store_persists:
-            await layer.in_thread(keep)
-        elif "semantic" in asked.eligibility.tiers:  # then there is more to it than the store
-            keep()
-        else:
-            layer.keep_soon(asked, keep)
+        layer, collector, context = self._layer, self._collector, self._request.context
+        if collector is None or TRUNCATED_HEADER in context.headers:
+            return  # too large, or an answer to half of the question
+        cache, now = layer.cache, layer.cache.now()
+        tags = (key_tag(context.tenant),) if context.tenant else ()
+        if layer.takes_time(self.asked) or cache.store_persists:
+            await layer.in_thread(self._keep, collector, tags, layer.now() - self._began, now)
+            return
+        unread = collector.is_whole and cache.keep_unread(
+            self.asked, partial(_kept, collector), size=2 * self._bytes, now=now, tags=tags
+        )
+        if not unread:
+            self._keep(collector, tags, layer.now() - self._began, now)
 
-    def _keep(self, seconds: float, now: float) -> None:
+    def _keep(self, collector: Collector, tags: tuple[str, ...], seconds: float, now: float) -> None:
         try:
-            answer = None if self._collector is None else self._collector.answer()
-            if answer is None or not answer.complete or TRUNCATED_HEADER in self._context.headers:
-                return  # too large, broken off, or an answer to half of the question
-            self._enter(keep_answer(answer), seconds, now)
+            if collector.answer().complete:
+                self._enter(_kept(collector), tags, seconds, now)
         except Exception as error:  # the answer itself is well
             self._layer.failed("filled", error)
 
-    def _enter(self, kept: Mapping[str, Any], seconds: float, now: float) -> None:
-        cache, asked = self._layer.cache, self._asked
-        owner = self._context.tenant
-        tags = (key_tag(owner),) if owner else ()
+    def _enter(self, kept: Mapping[str, Any], tags: tuple[str, ...], seconds: float, now: float) -> None:
+        cache, asked, route = self._layer.cache, self.asked, self._request.model
         if self._found.compare:
-            if cache.compare(asked, kept, route=self._route, seconds=seconds, tags=tags) is not None:
+            if cache.compare(asked, kept, route=route, seconds=seconds, tags=tags) is not None:
                 self._layer.count("semantic", "shadow")
         elif asked.eligibility.read and "semantic" in asked.eligibility.tiers:
-            cache.record_shadow(asked, self._found.shadow, kept, route=self._route, seconds=seconds, tags=tags)
+            cache.record_shadow(asked, self._found.shadow, kept, route=route, seconds=seconds, tags=tags)
         receipt = cache.keep(asked, kept, tags=tags, now=now)
         if cache.store_persists and not cache.store_degraded:
             receipt.wait(WRITTEN_SECONDS)
 
 
-def _flight_key(asked: Request, request: ChatRequest) -> tuple[object, ...] | None:
-    """What identical requests in flight share; None where each is to have its own answer.
+def _kept(collector: Collector) -> Mapping[str, Any]:
+    return keep_answer(collector.answer())
+
+
+def _may_share(asked: Request, request: ChatRequest) -> bool:
+    """Whether identical requests in flight may share an answer, or each is to have its own.
 
     Those that ask for the luck of the draw are not served from one draw, and one that has a deadline may be refused
     where another would wait."""
     sampled = request.temperature is not None and request.temperature > 0 and request.seed is None
-    if not asked.eligibility.read or sampled or request.context.deadline is not None:
-        return None
-    return asked.key, asked.check, request.context.priority
+    return asked.eligibility.read and not sampled and request.context.deadline is None
 
 
 async def _read_along(

@@ -1,29 +1,37 @@
-"""Answers that are kept a moment later, together: nobody sees that it was later."""
+"""Answers that are kept as they came, until somebody might be answered from them: nobody sees the difference."""
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any, NoReturn
 
 import pytest
 from support.backend import ScriptedBackend
 from support.cache import Clock
 
 from velollm.cache import ResponseCache
-from velollm.cache.layer import SOON_SECONDS, CacheLayer
+from velollm.cache.layer import CacheLayer, key_tag
 from velollm.collector import Collector
-from velollm.messages import ChatRequest, Message, RequestContext
+from velollm.messages import ChatEvent, ChatRequest, Message, RequestContext
 
 pytestmark = pytest.mark.anyio
 SAMPLED = 0.7  # what is sampled is never compared, so that keeping it can wait
 
 
+class TruncatedBackend(ScriptedBackend):
+    """Always runs out of tokens."""
+
+    async def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+        yield ChatEvent(text="half", finish_reason="length")
+
+
 class Asked:
     """A cache around a scripted engine."""
 
-    def __init__(self) -> None:
+    def __init__(self, **options: Any) -> None:
         self.clock = Clock()
-        self.cache = ResponseCache(clock=self.clock)
-        self.engine = ScriptedBackend()
+        self.cache = ResponseCache(clock=self.clock, **options)
+        self.engine: ScriptedBackend = ScriptedBackend()
         self.layer = CacheLayer(self.engine, self.cache, clock=self.clock)
 
     async def ask(self, prompt: str, *, tenant: str = "") -> str:
@@ -67,13 +75,65 @@ async def test_it_is_as_old_as_the_answer() -> None:
     assert [entry.created for entry in asked.cache.entries()] == [came]
 
 
-async def test_it_is_kept_without_being_asked_for() -> None:
+async def test_nothing_is_worked_out_before_it_matters(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object) -> NoReturn:
+        raise AssertionError("nobody has asked for it")
+
     asked = Asked()
-    for number in range(5):
-        await asked.ask(f"What is {number} + {number}?")
-    await asyncio.sleep(2 * SOON_SECONDS)
-    store = asked.cache._store
-    assert store.stats().entries == 5
+    with monkeypatch.context() as patch:
+        patch.setattr("velollm.cache.request.derive_keys", forbidden)
+        patch.setattr("velollm.cache.layer.keep_answer", forbidden)
+        for word in ("potatoes", "tomatoes", "carrots"):
+            assert await asked.ask(f"Where do {word} come from?") == "miss"
+    stats = asked.cache.stats()
+    assert (stats.stores, stats.misses, stats.store["entries"]) == (3, 3, 3)
+    assert await asked.ask("Where do tomatoes come from?") == "hit-exact"
+    assert asked.cache.stats().stores == 3
+
+
+async def test_it_expires_and_makes_room() -> None:
+    asked = Asked()
+    await asked.ask("Where do potatoes come from?")
+    asked.clock.now += asked.cache.ttl + 1
+    await asked.ask("Where do tomatoes come from?")
+    stats = asked.cache.stats().store
+    assert (stats["entries"], stats["expired"]) == (1, 1)
+    assert await asked.ask("Where do potatoes come from?") == "miss"
+
+
+async def test_the_oldest_makes_way() -> None:
+    asked = Asked(size=16_000)
+    for number in range(1000, 1100):
+        await asked.ask(f"What is number {number}?")
+    stats = asked.cache.stats().store
+    assert stats["bytes"] <= 16_000
+    assert stats["entries"] + stats["evictions"] == 100
+    assert await asked.ask("What is number 1099?") == "hit-exact"
+    assert await asked.ask("What is number 1000?") == "miss"
+
+
+async def test_a_long_request_is_kept_by_its_keys_alone() -> None:
+    asked = Asked()
+    assert await asked.ask("Where do potatoes come from? " + "x " * 5000) == "miss"
+    assert asked.cache.stats().store["bytes"] < 5000
+    assert await asked.ask("Where do potatoes come from? " + "x " * 5000) == "hit-exact"
+
+
+async def test_an_answer_that_ran_out_of_tokens_is_refused_at_once() -> None:
+    asked = Asked()
+    asked.engine = TruncatedBackend()
+    asked.layer.inner = asked.engine
+    await asked.ask("Where do potatoes come from?")
+    assert asked.cache.stats().refused == {"truncated": 1}
+
+
+@pytest.mark.parametrize(("tenant", "left"), [("one", 1), ("nobody", 2)])
+async def test_a_purge_need_not_read_it(tenant: str, left: int) -> None:
+    asked = Asked()
+    for name in ("one", "other"):
+        await asked.ask("Where do potatoes come from?", tenant=name)
+    assert asked.cache.purge(tag=key_tag(tenant)) == 2 - left
+    assert asked.cache.stats().store["entries"] == left
 
 
 @pytest.mark.parametrize("look", ["stats", "entries", "purge", "flush", "close"])
