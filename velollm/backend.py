@@ -7,7 +7,7 @@ async with open_backend("ollama://localhost:11434") as backend:
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 from types import TracebackType
@@ -19,7 +19,7 @@ from velollm.continuation.said import Said
 from velollm.errors import ConfigError, PathNotFound, UnsupportedError
 from velollm.messages import ChatEvent, ChatRequest, Embeddings, EmbedRequest, ModelInfo
 
-__all__ = ["Backend", "Capabilities", "HttpRequest", "HttpResponse", "Layer", "Limits", "open_backend"]
+__all__ = ["Backend", "Capabilities", "HttpRequest", "HttpResponse", "Layer", "Limits", "layers", "open_backend"]
 
 ENTRY_POINTS = "velollm.backends"
 
@@ -237,6 +237,13 @@ class Layer(Backend):
 
     async def aclose(self) -> None:
         await self.inner.aclose()
+
+
+def layers(backend: Backend) -> Iterator[Layer]:
+    """The layers of a stack, the outermost first; none where it is an engine."""
+    while isinstance(backend, Layer):
+        yield backend
+        backend = backend.inner
 
 
 def open_backend(url: str, **options: Any) -> Backend:

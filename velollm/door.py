@@ -213,9 +213,9 @@ class _Opening:
 
 def _untouched(events: list[ChatEvent], wire: str) -> bytes | None:
     """The upstream's own JSON body, when it says exactly this answer in the client's wire."""
-    if not events or not events[0].raw or not events[0].raw.startswith(b"{"):
+    if not events or events[0].wire != wire or not events[0].raw or not events[0].raw.startswith(b"{"):
         return None
-    if events[0].wire != wire or any(event.raw != b"" for event in events[1:]):
+    if len(events) > 1 and any(event.raw != b"" for event in events[1:]):
         return None
     return events[0].raw
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from velollm.backend import Backend
+from velollm.backend import Backend, layers
 
 if TYPE_CHECKING:
     from velollm.config import Settings
@@ -14,11 +14,15 @@ __all__ = ["build"]
 
 
 def build(backend: Backend, settings: Settings, metrics: Metrics | None = None) -> Backend:
-    """`backend` with the layers around it that `settings` ask for; `metrics` get the figures of each."""
+    """`backend` with the layers around it that `settings` ask for; `metrics` get the figures of each.
+
+    What is a stack already keeps its own way with prompts that are too long, and with calls that can be joined.
+    """
     from velollm.batching import BatchingLayer
     from velollm.truncation import TruncationLayer
 
-    backend = TruncationLayer(BatchingLayer(backend), settings.scheduling.truncation)
+    if not any(isinstance(layer, TruncationLayer) for layer in layers(backend)):
+        backend = TruncationLayer(BatchingLayer(backend), settings.scheduling.truncation)
     if settings.toolcalls.mode != "off":
         backend = _mend_tool_calls(backend, settings, metrics)
     if settings.cache.enabled:

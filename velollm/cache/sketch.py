@@ -36,7 +36,7 @@ def sketch(prompt: str) -> int:
     """A number that differs between prompts only if their canonical forms do; it means nothing outside this process."""
     whole = prompt.isascii() and ":" not in prompt and '"' not in prompt
     text = (prompt if whole or is_kept_by_line(prompt) else " ".join(part(prompt))).lower()
-    if "." in text and _INITIALS.search(text):
+    if text.count(".") > 3 and _INITIALS.search(text):
         text = _INITIALS.sub(lambda found: found[0].replace(".", ""), text)
     if "," in text:
         text = THOUSANDS.sub("", text)

@@ -291,9 +291,10 @@ class Dispatcher:
 
     def _lanes(self, job: Job, now: float) -> list[Lane]:
         """The backends it may go to: those that are open and have not failed it, or else the rest."""
+        if len(job.targets) == 1:
+            (name,) = job.targets
+            return [self.lanes[name]]
         known = [self.lanes[name] for name in job.targets]
-        if len(known) == 1:
-            return known
         if job.pinned is not None and self.lanes[job.pinned].usable(now) and job.pinned not in job.avoid:
             return [self.lanes[job.pinned]]
         fresh = ([lane for lane in known if lane.name not in job.avoid] or known) if job.avoid else known
@@ -332,16 +333,21 @@ class Dispatcher:
             job.model = job.targets[lane.name]
         return lane
 
-    def _free_lanes(self, job: Job, now: float) -> list[Lane]:
+    def _free_lanes(self, job: Job, now: float) -> Sequence[Lane]:
         return self._free(job, self._lanes(job, now), now)
 
-    def _free(self, job: Job, lanes: Sequence[Lane], now: float) -> list[Lane]:
+    def _free(self, job: Job, lanes: Sequence[Lane], now: float) -> Sequence[Lane]:
         """Where it could start at once, those first that need not load its model."""
-        free = [lane for lane in lanes if lane.has_room(job.targets[lane.name], now) and self._may_load(job, lane, now)]
+        if len(lanes) == 1:
+            return lanes if self._has_place(job, lanes[0], now) else ()
+        free = [lane for lane in lanes if self._has_place(job, lane, now)]
         if len(free) > 1:
             loaded = [lane for lane in free if lane.residency.current in (None, job.targets[lane.name])]
             return loaded or free
         return free
+
+    def _has_place(self, job: Job, lane: Lane, now: float) -> bool:
+        return lane.has_room(job.targets[lane.name], now) and self._may_load(job, lane, now)
 
     def _may_age(self, lane: Lane, now: float) -> bool:
         """Aged work holds a quarter of the slots; where there are fewer than four, one slot now and then."""

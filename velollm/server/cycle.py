@@ -40,7 +40,7 @@ class Cycle:
 
     __slots__ = (
         "_chunked", "_connection", "_expects", "_head", "_is_head", "_left", "_news", "_on_leaving", "_pieces",
-        "_scope", "_size", "_waiter", "complete", "disconnected", "keep_alive", "more_body", "started",
+        "_scope", "_size", "_waiter", "complete", "disconnected", "keep_alive", "more_body", "started", "task",
     )  # fmt: skip
 
     def __init__(self, connection: GuardedProtocol, scope: Scope, *, keep_alive: bool, expects: bool) -> None:
@@ -50,6 +50,7 @@ class Cycle:
         scope[DISCONNECT] = self.tell_leaving
         self._expects = expects  # to be told that it may send its body
         self.keep_alive = keep_alive
+        self.task: asyncio.Task[None] | None = None
         self._pieces: list[bytes] = []
         self._size = 0
         self._news = False
@@ -72,8 +73,11 @@ class Cycle:
         except BaseException:
             logger.exception("the application failed")
         self._scope.pop(DISCONNECT)  # it holds this cycle, and the cycle it
-        if not self.complete and not self.disconnected:
-            await self._give_up()
+        try:
+            if not self.complete and not self.disconnected:
+                await self._give_up()
+        finally:
+            self._connection.ended(self)
 
     async def _give_up(self) -> None:
         if self.started:
@@ -183,8 +187,9 @@ class Cycle:
             lines.append(b"transfer-encoding: chunked\r\n")
         lines.append(b"\r\n")
         self.started = True
-        self._head = b"".join(lines)  # it leaves with what comes next, or alone if nothing does
-        self._connection.loop.call_soon(self._send_head)
+        self._head = b"".join(lines)  # it leaves with what comes next
+        if self._chunked or self._is_head:  # or alone, where that may take its time
+            self._connection.loop.call_soon(self._send_head)
 
     def _send_head(self) -> None:
         if self._head:

@@ -244,9 +244,14 @@ class GuardedProtocol(asyncio.Protocol):
     # ---- what is answered ----
 
     def _run(self, cycle: Cycle) -> None:
-        task = self.loop.create_task(cycle.run(self._app))
-        self._server.tasks.add(task)
-        task.add_done_callback(self._server.tasks.discard)
+        cycle.task = self.loop.create_task(cycle.run(self._app))
+        self._server.tasks.add(cycle.task)
+
+    def ended(self, cycle: Cycle) -> None:
+        """The task of `cycle` is about to be done."""
+        if cycle.task is not None:
+            self._server.tasks.discard(cycle.task)
+            cycle.task = None  # it holds the cycle
 
     def answered(self, cycle: Cycle) -> None:
         """The answer of `cycle` is complete: the next one is due, if there is one."""

@@ -66,9 +66,12 @@ class ToolCallLayer(Layer):
 
     def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         """Generate. What has nothing to do with tools is not even looked at."""
-        if not request.tools and not any(message.tool_calls for message in request.messages):
-            return self.inner.chat(request)
-        return self._chat(request)
+        if request.tools:
+            return self._chat(request)
+        for message in request.messages:
+            if message.tool_calls:
+                return self._chat(request)
+        return self.inner.chat(request)
 
     async def _chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         mode = self._mode_of(request)

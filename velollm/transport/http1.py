@@ -107,7 +107,7 @@ class Connection(asyncio.Protocol):
         while not self.head_complete:
             if self.error is not None:
                 raise _anew(self.error)
-            await self._wait()
+            await self._news()
 
     async def read(self) -> bytes:
         """Some more of the body; empty at its end."""
@@ -117,7 +117,7 @@ class Connection(asyncio.Protocol):
                 return b""
             if self.error is not None:
                 raise _anew(self.error)
-            await self._wait()
+            await self._news()
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
         self._size = 0
@@ -132,12 +132,10 @@ class Connection(asyncio.Protocol):
             if not self.complete:
                 self._expect(self._patience.idle, "no further byte")
 
-    async def _wait(self) -> None:
+    def _news(self) -> asyncio.Future[None]:
+        """Done when anything has come, good or bad."""
         self._waiter = self.loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        return self._waiter
 
     def release(self) -> bool:
         """The answer is read: whether the connection can serve another request."""
@@ -266,8 +264,9 @@ class Connection(asyncio.Protocol):
         self._wake()
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     # ---- httptools ----
 

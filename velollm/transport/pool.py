@@ -71,22 +71,42 @@ class PooledTransport(httpx.AsyncBaseTransport):
         `size` is the length of a body that comes in pieces, if it is known.
         """
         self._closed = False
-        message = Outgoing(method, head, body, size)
-        kept = self._take(origin)
-        if kept is not None:
+        if isinstance(body, bytes):
+            head += framing(method, len(body))
+            head += body
+        else:
+            head += framing(method, size)
+        connection = self._take(origin)
+        while True:
+            kept = connection is not None
+            if connection is None:
+                connection = await self._connect(origin, patience.connect)
+            connection.begin(patience, is_head=method == "HEAD")
+            self._busy.add(connection)
             try:
-                return await self._exchange(kept, message, patience, origin)
-            except (httpx.ReadError, httpx.RemoteProtocolError):
-                if kept.received or not isinstance(body, bytes):
+                connection.write(head)
+                if not isinstance(body, bytes):
+                    await _upload(connection, body, size)
+                connection.sent()
+                await connection.wait_for_head()
+            except BaseException as error:
+                self._busy.discard(connection)
+                connection.close()
+                ended = isinstance(error, httpx.ReadError | httpx.RemoteProtocolError) and not connection.received
+                if not (kept and ended and isinstance(body, bytes)):
                     raise
-        fresh = await self._connect(origin, patience.connect)
-        return await self._exchange(fresh, message, patience, origin)
+            else:
+                return PooledBody(self, connection, origin)
+            connection = None
 
     def _take(self, origin: Origin) -> Connection | None:
         kept = self._idle.get(origin)
+        if not kept:
+            return None
+        loop = asyncio.get_running_loop()
         while kept:
             connection = kept.pop()
-            if connection.loop is not asyncio.get_running_loop():
+            if connection.loop is not loop:
                 continue  # left over from a loop that has ended; its sockets go with it
             if connection.alive and not _expired(connection) and not connection.stale():
                 return connection
@@ -126,25 +146,6 @@ class PooledTransport(httpx.AsyncBaseTransport):
             self._tls = ssl.create_default_context()
         return self._tls
 
-    async def _exchange(
-        self, connection: Connection, message: Outgoing, patience: Patience, origin: Origin
-    ) -> PooledBody:
-        connection.begin(patience, is_head=message.method == "HEAD")
-        self._busy.add(connection)
-        try:
-            if isinstance(message.body, bytes):
-                connection.write(message.head + message.body)
-            else:
-                connection.write(message.head)
-                await _upload(connection, message.body, message.size)
-            connection.sent()
-            await connection.wait_for_head()
-        except BaseException:
-            self._busy.discard(connection)
-            connection.close()
-            raise
-        return PooledBody(self, connection, origin)
-
     def break_off(self, why: str) -> None:
         """End all exchanges that are under way, as if their time had run out."""
         for connection in list(self._busy):
@@ -176,18 +177,6 @@ class PooledTransport(httpx.AsyncBaseTransport):
             for connection in kept:
                 connection.close()
         self._idle.clear()
-
-
-class Outgoing:
-    """A request, ready to be written, perhaps twice."""
-
-    __slots__ = ("body", "head", "method", "size")
-
-    def __init__(self, method: str, head: bytes, body: bytes | AsyncIterable[bytes], size: int | None) -> None:
-        self.method = method
-        self.body = body
-        self.size = len(body) if isinstance(body, bytes) else size
-        self.head = head + framing(method, self.size)
 
 
 class PooledBody(httpx.AsyncByteStream):
@@ -241,7 +230,7 @@ def origin_of(url: httpx.URL) -> Origin:
 
 
 def _expired(connection: Connection) -> bool:
-    return asyncio.get_running_loop().time() - connection.idle_since > MAX_IDLE_SECONDS
+    return connection.loop.time() - connection.idle_since > MAX_IDLE_SECONDS
 
 
 async def _upload(connection: Connection, pieces: AsyncIterable[bytes], size: int | None) -> None:

@@ -19,7 +19,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import attrs
 
-from velollm.backend import Backend, Layer
+from velollm.backend import Backend, Layer, layers
 from velollm.cache.answers import BadAnswer, keep_answer, replay_answer
 from velollm.cache.body import chat_body
 from velollm.cache.eligibility import Controls, Tier
@@ -125,7 +125,9 @@ class CacheLayer(Layer):
             flying = self._flying(asked, request) if shares and self._flights else None
             if flying is not None:
                 return (), self._join(flying, request), None
-            found = await self._find(asked, self._modes.get(request.model))
+            modes = self._modes.get(request.model)
+            sure = None if self.cache.store_blocks else self.cache.find_sure(asked, modes)
+            found = await self._find(asked, modes) if sure is None else sure
             hit = found.hit
             if hit is not None:
                 try:
@@ -177,14 +179,9 @@ class CacheLayer(Layer):
         return "\x00".join(parts) if any(parts) else None
 
     async def _find(self, asked: Request, modes: Mapping[Tier, Mode] | None) -> Found:
-        """Off the event loop only what takes time: a store beyond the process, or an embedder."""
+        """What takes time, off the event loop: a store beyond the process, or an embedder."""
         cache = self.cache
-        if cache.store_blocks:
-            return await self.off_loop(asked, cache.find, asked, modes)
-        found = cache.find_sure(asked, modes)
-        if found is not None:
-            return found
-        return await self.off_loop(asked, cache.find_semantic, asked, modes)
+        return await self.off_loop(asked, cache.find if cache.store_blocks else cache.find_semantic, asked, modes)
 
     def _flying(self, asked: Request, request: ChatRequest) -> _Flying | None:
         """The same request, where it is in the air."""
@@ -349,9 +346,4 @@ def key_tag(name: str) -> str:
 
 def cache_of(backend: Backend) -> ResponseCache | None:
     """The cache in a stack of layers, if there is one."""
-    layer: Backend | None = backend
-    while isinstance(layer, Layer):
-        if isinstance(layer, CacheLayer):
-            return layer.cache
-        layer = layer.inner
-    return None
+    return next((layer.cache for layer in layers(backend) if isinstance(layer, CacheLayer)), None)
