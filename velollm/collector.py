@@ -18,7 +18,6 @@ from velollm.messages import (
 __all__ = ["Collector"]
 
 JSON: TypeAlias = dict[str, Any]
-OWN_ENDS = frozenset({"stop", "tool_calls"})
 
 
 class Collector:
@@ -42,14 +41,6 @@ class Collector:
             if pieces is None:
                 pieces = self._choices[event.index] = _Pieces()
             pieces.add(event)
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether there is an answer, and all of it came to an end of its own and says something."""
-        ended = [
-            pieces.finish_reason in OWN_ENDS and (pieces.text or pieces.calls) for pieces in self._choices.values()
-        ]
-        return bool(ended) and all(ended)
 
     def answer(self) -> ChatAnswer:
         """What came so far."""

@@ -88,7 +88,12 @@ class VeloLLM:
         if scope["type"] == "http":
             path = self._own(scope["method"], scope["path"], scope.get("root_path", ""))
             if path is not None:
-                await self._serve(scope, receive, send, path)
+                token = OUTER_SCOPE.set(scope) if self.wraps else None
+                try:
+                    await self.door.serve(scope, receive, send, path)
+                finally:
+                    if token is not None:
+                        OUTER_SCOPE.reset(token)
                 return
         elif scope["type"] == "lifespan":
             await self._lifespan(scope, receive, send)
@@ -97,16 +102,6 @@ class VeloLLM:
             await self.app(scope, receive, send)
         else:
             await _refuse(scope, receive, send)
-
-    async def _serve(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
-        if not self.wraps:
-            await self.door.serve(scope, receive, send, path)
-            return
-        token = OUTER_SCOPE.set(scope)
-        try:
-            await self.door.serve(scope, receive, send, path)
-        finally:
-            OUTER_SCOPE.reset(token)
 
     def _own(self, method: str, path: str, root_path: str) -> str | None:
         """The path within VeloLLM's API; None when the request is not VeloLLM's to answer."""

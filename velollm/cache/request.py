@@ -15,6 +15,7 @@ from velollm.cache.eligibility import Controls, Eligibility, assess
 from velollm.cache.guards import Question, read
 from velollm.cache.keys import RequestKeys, Unhashable, derive_keys, document_of, prompt_of, tenant_digest
 from velollm.cache.sketch import sketch
+from velollm.cache.unread import Unread
 
 __all__ = ["Request", "alias_of", "prepare", "read_prompt"]
 
@@ -28,36 +29,39 @@ class Request:
     def __init__(
         self,
         tenant: bytes,
-        body: Mapping[str, Any],
+        model: str,
         document: bytes,
+        body: Mapping[str, Any] | None,
         variant: str,
         prompt: str | None,
         eligibility: Eligibility,
         controls: Controls,
     ) -> None:
-        model = body.get("model")
-        self.model = model if isinstance(model, str) else ""
         self.tenant = tenant
+        self.model = model
+        self.document = document  # the body, as JSON
+        self.variant = variant
         self.prompt = prompt
         self.eligibility = eligibility
         self.controls = controls
         self.vector: Sequence[float] | None = None
         self.compared = True
-        self.document = document  # the body, as JSON
-        self._body: Mapping[str, Any] | None = body
-        self._variant = variant
+        self._body = body
         self._sketch: int | None = None
 
-    def shrink(self) -> None:
-        """It is kept, perhaps for long, and perhaps nobody ever asks for its keys: take as little room as will do."""
-        self._body = None
+    @classmethod
+    def of(cls, unread: Unread) -> Request:
+        """The request whose answer was kept unread."""
+        return cls(
+            unread.tenant, unread.model, unread.document, None, unread.variant, unread.prompt, unread.eligibility,
+            unread.controls,
+        )  # fmt: skip
 
     @cached_property
     def _keys(self) -> RequestKeys:
         if not self.document:
             return RequestKeys(tenant=self.tenant, exact=b"", document=b"", prompt=None)
-        body = orjson.loads(self.document) if self._body is None else self._body
-        return derive_keys(self.tenant, body, self._variant)
+        return derive_keys(self.tenant, self._body or orjson.loads(self.document), self.variant)
 
     @property
     def key(self) -> bytes:
@@ -133,14 +137,15 @@ def prepare(
 ) -> Request:
     """Assess a request, which will be able to derive its keys. A body without canonical form is a bypass, never an
     error."""
-    prompt, document = prompt_of(body), b""
+    prompt, document, model = prompt_of(body), b"", body.get("model")
     try:
         document = document_of(body)
     except Unhashable:
         eligibility = Eligibility(read=False, write=False, tiers=(), reason="invalid")
     else:
         eligibility = assess(body, prompt, controls, max_temperature)
-    return Request(tenant_digest(tenant), body, document, variant, prompt, eligibility, controls)
+    name = model if isinstance(model, str) else ""
+    return Request(tenant_digest(tenant), name, document, body, variant, prompt, eligibility, controls)
 
 
 def read_prompt(prompt: str) -> Question | None:

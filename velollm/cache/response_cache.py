@@ -16,7 +16,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from time import thread_time
 from typing import Any, Literal
 
@@ -33,7 +32,8 @@ from velollm.cache.request import Request, alias_of, prepare, read_prompt
 from velollm.cache.results import CacheStats, Found, Hit, Receipt
 from velollm.cache.semantic import Embedder, Match, SemanticIndex
 from velollm.cache.shadow import AGREES, Allowance, RouteReport, agreement, answer_text, answer_tokens, report
-from velollm.cache.stores import MemoryStore, Selection, Store, Unread, open_store
+from velollm.cache.stores import MemoryStore, Selection, Store, open_store
+from velollm.cache.unread import Unread
 from velollm.config.units import parse_size
 
 __all__ = ["Mode", "ResponseCache"]
@@ -42,8 +42,7 @@ Mode = Literal["on", "shadow", "off"]
 _MODES = ("on", "shadow", "off")
 _INDEX_ROOM = 10_000  # bytes of a prompt of usual length
 _QUOTED = 200  # letters of a question in the report
-_LONGEST_UNREAD = 4096  # bytes of a request as JSON
-_UNREAD_COST = 2048  # bytes that an answer takes beside its text and the request
+_LONGEST_UNREAD = 4096  # bytes of a request as JSON: the keys of a longer one take less room
 _log = logging.getLogger("velollm.cache")
 
 
@@ -94,6 +93,8 @@ class ResponseCache:
         self.store_persists = self._store.persistent
         # In memory, what an answer is found by is worked out when a request comes that might be the same.
         self._memory = self._store if isinstance(self._store, MemoryStore) else None
+        if self._memory is not None:
+            self._memory.on_read = self._read
         self._loader: threading.Thread | None = None
         self._closing = False
         if self._store.persistent and self.modes["semantic"] != "off":
@@ -207,7 +208,12 @@ class ResponseCache:
         if reason is not None:
             self._counts[f"refused {reason}"] += 1
             return Receipt(stored=False, reason=reason)
-        entry = self._entry(request, data, tags, self._clock() if now is None else now)
+        now = self._clock() if now is None else now
+        ticket = self._lay_by(request, data, tags, now)
+        if ticket:
+            self._counts["stores"] += 1
+            return Receipt(stored=True, ticket=ticket, store=self._store)
+        entry = self._entry(request, data, tags, now)
         ticket = self._store.put(entry)
         if not ticket:
             self._counts["refused oversized"] += 1
@@ -218,34 +224,6 @@ class ResponseCache:
             self._enter(entry, request.question, self._vector(request))
             self._allowance.spend(thread_time() - began)
         return Receipt(stored=True, ticket=ticket, store=self._store)
-
-    def keep_unread(
-        self, request: Request, answer: Callable[[], Any], *, size: int, now: float, tags: tuple[str, ...] = ()
-    ) -> bool:
-        """Keep an answer of `size` bytes, which came `now`, as it is: it is asked for when a request comes that might
-        be the same. False where it has to be kept at once."""
-        memory = self._memory
-        if memory is None or not request.eligibility.write or "semantic" in request.eligibility.tiers:
-            return False
-        if len(request.document) > _LONGEST_UNREAD:  # its keys take less room
-            return False
-        request.shrink()
-        unread = Unread(
-            partial(self._read, request, answer, tags, now),
-            sketch=request.sketch,
-            size=_UNREAD_COST + len(request.document) + size,
-            expires=now + self.ttl,
-            model=request.model,
-            tags=tags,
-            tenant=request.tenant,
-        )
-        kept = memory.lay_by(unread)
-        self._counts["stores"] += kept
-        return kept
-
-    def _read(self, request: Request, answer: Callable[[], Any], tags: tuple[str, ...], now: float) -> None:
-        self._counts["stores"] -= 1  # it is kept once more
-        self.keep(request, answer(), tags=tags, now=now)
 
     def now(self) -> float:
         """The time by the cache's clock, in seconds of the epoch."""
@@ -415,9 +393,28 @@ class ResponseCache:
             return None
         return Hit(answer=answer, tier=tier, age=age, similarity=near, key=entry.key, prompt=entry.prompt)
 
-    def _entry(self, request: Request, data: bytes, tags: tuple[str, ...], now: float) -> Entry:
+    def _lay_by(self, request: Request, data: bytes, tags: tuple[str, ...], now: float) -> int:
+        """Keep an answer in memory unread: a ticket, or 0 where an entry has to be made of it at once."""
+        if self._memory is None or request.is_read or "semantic" in request.eligibility.tiers:
+            return 0
+        if len(request.document) > _LONGEST_UNREAD:
+            return 0
+        unread = Unread(
+            sketch=request.sketch, document=request.document, answer=data, created=now,
+            expires=now + self._ttl(request), tenant=request.tenant, variant=request.variant, model=request.model,
+            prompt=request.prompt, eligibility=request.eligibility, controls=request.controls, tags=tags,
+        )  # fmt: skip
+        return self._memory.lay_by(unread)
+
+    def _read(self, unread: Unread) -> None:
+        self._store.put(self._entry(Request.of(unread), unread.answer, unread.tags, unread.created))
+
+    def _ttl(self, request: Request) -> float:
         asked = request.controls.ttl
-        ttl = self.ttl if asked is None else min(self.ttl, asked)
+        return self.ttl if asked is None else min(self.ttl, asked)
+
+    def _entry(self, request: Request, data: bytes, tags: tuple[str, ...], now: float) -> Entry:
+        ttl = self._ttl(request)
         tiers, modes = request.eligibility.tiers, self.modes
         semantic = "semantic" in tiers and modes["semantic"] != "off"
         aliased = semantic or ("canonical" in tiers and modes["canonical"] != "off")

@@ -82,7 +82,6 @@ async def test_nothing_is_worked_out_before_it_matters(monkeypatch: pytest.Monke
     asked = Asked()
     with monkeypatch.context() as patch:
         patch.setattr("velollm.cache.request.derive_keys", forbidden)
-        patch.setattr("velollm.cache.layer.keep_answer", forbidden)
         for word in ("potatoes", "tomatoes", "carrots"):
             assert await asked.ask(f"Where do {word} come from?") == "miss"
     stats = asked.cache.stats()

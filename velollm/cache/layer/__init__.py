@@ -13,7 +13,6 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
-from functools import partial
 from time import monotonic
 from typing import Any, TypeAlias, TypeVar
 
@@ -31,7 +30,7 @@ from velollm.cache.response_cache import Mode, ResponseCache
 from velollm.cache.results import Found
 from velollm.collector import Collector
 from velollm.control_headers import CACHE_TTL, TOOL_CALLS
-from velollm.messages import ChatEvent, ChatRequest, RequestContext
+from velollm.messages import ChatAnswer, ChatEvent, ChatRequest, RequestContext
 
 __all__ = ["HEADER", "CacheLayer", "cache_of", "key_tag"]
 
@@ -277,24 +276,21 @@ class _Landing:
 
     async def land(self) -> None:
         """The answer is there in full."""
-        layer, collector, context = self._layer, self._collector, self._request.context
-        if collector is None or TRUNCATED_HEADER in context.headers:
+        layer, context = self._layer, self._request.context
+        if self._collector is None or TRUNCATED_HEADER in context.headers:
             return  # too large, or an answer to half of the question
-        cache, now = layer.cache, layer.cache.now()
+        cache = layer.cache
         tags = (key_tag(context.tenant),) if context.tenant else ()
+        answer, seconds, now = self._collector.answer(), layer.now() - self._began, cache.now()
         if layer.takes_time(self.asked) or cache.store_persists:
-            await layer.in_thread(self._keep, collector, tags, layer.now() - self._began, now)
-            return
-        unread = collector.is_whole and cache.keep_unread(
-            self.asked, partial(_kept, collector), size=2 * self._bytes, now=now, tags=tags
-        )
-        if not unread:
-            self._keep(collector, tags, layer.now() - self._began, now)
+            await layer.in_thread(self._keep, answer, tags, seconds, now)
+        else:
+            self._keep(answer, tags, seconds, now)
 
-    def _keep(self, collector: Collector, tags: tuple[str, ...], seconds: float, now: float) -> None:
+    def _keep(self, answer: ChatAnswer, tags: tuple[str, ...], seconds: float, now: float) -> None:
         try:
-            if collector.answer().complete:
-                self._enter(_kept(collector), tags, seconds, now)
+            if answer.complete:
+                self._enter(keep_answer(answer), tags, seconds, now)
         except Exception as error:  # the answer itself is well
             self._layer.failed("filled", error)
 
@@ -308,10 +304,6 @@ class _Landing:
         receipt = cache.keep(asked, kept, tags=tags, now=now)
         if cache.store_persists and not cache.store_degraded:
             receipt.wait(WRITTEN_SECONDS)
-
-
-def _kept(collector: Collector) -> Mapping[str, Any]:
-    return keep_answer(collector.answer())
 
 
 def _may_share(asked: Request, request: ChatRequest) -> bool:

@@ -1,9 +1,9 @@
 """Answers in memory: least recently used first out, bounded by bytes, expired entries never served.
 
-    answer ──lay_by──▶ unread ──(a question comes that might be the same)──▶ entry without alias ──▶ entry
-    answer ──put───────────────────────────────────────────────────────────▶ entry
+    answer ──lay_by──▶ unread ──(a request comes that might be the same)──▶ entry without alias ──▶ entry
+    answer ──put──────────────────────────────────────────────────────────▶ entry
 
-Most questions are asked once. What an answer is found by is worked out when there is somebody to find it.
+Most questions are asked once: what an answer is found by is worked out when somebody may be looking for it.
 """
 
 from __future__ import annotations
@@ -20,40 +20,17 @@ from velollm.cache.entry import Entry, Form
 from velollm.cache.evidence import Evidence, Ledger
 from velollm.cache.selection import Selection
 from velollm.cache.stores.base import StoreStats
+from velollm.cache.unread import Unread
 
-__all__ = ["MemoryStore", "Unread"]
+__all__ = ["MemoryStore"]
 
 _MOST_ALIKE = 16  # of one sketch, unread or without alias
 _SPARE = 256  # ends of entries that are gone, beside as many as there are entries
 
 
-class Unread:
-    """An answer as it came. `read` puts its entry into the store; `size` is in bytes, as long as it is not read."""
-
-    __slots__ = ("expires", "model", "read", "size", "sketch", "tags", "tenant")
-
-    def __init__(
-        self,
-        read: Callable[[], None],
-        *,
-        sketch: int,
-        size: int,
-        expires: float,
-        model: str,
-        tags: tuple[str, ...],
-        tenant: bytes,
-    ) -> None:
-        self.read = read
-        self.sketch = sketch
-        self.size = size
-        self.expires = expires
-        self.model = model
-        self.tags = tags
-        self.tenant = tenant
-
-
 class MemoryStore:
-    """The default store. `size` is in bytes and covers answers, prompts and their places in the semantic index."""
+    """The default store. `size` is in bytes and covers answers, prompts and their places in the semantic index.
+    `on_read` makes an entry of what was laid by, and puts it."""
 
     may_block = False
     persistent = False
@@ -62,6 +39,7 @@ class MemoryStore:
 
     def __init__(self, size: int, clock: Callable[[], float] = time.time) -> None:
         self.on_forget: Callable[[bytes], None] | None = None
+        self.on_read: Callable[[Unread], object] | None = None
         self._size = size
         self._clock = clock
         self._lock = threading.RLock()
@@ -92,22 +70,24 @@ class MemoryStore:
             key = self._aliases.get(alias)
             return None if key is None else self.get(key)
 
-    def lay_by(self, unread: Unread) -> bool:
-        """Keep an answer unread, if there are not many like it already: who asks is not to wait for many."""
-        sketch = unread.sketch
+    def lay_by(self, unread: Unread) -> int:
+        """Keep an answer unread; a ticket as from `put`. 0 where it is too large, or where many are like it already:
+        who asks is not to wait for many."""
         with self._lock:
-            alike = self._unread.get(sketch)
-            if unread.size > self._size or (alike is not None and len(alike) >= _MOST_ALIKE):
-                return False
+            alike = self._unread.get(unread.sketch)
             if alike is None:
-                alike = self._unread[sketch] = {}
+                alike = {}
+            if unread.size > self._size or len(alike) >= _MOST_ALIKE:
+                return 0
+            self._unread[unread.sketch] = alike
             alike[unread] = None
             self._hold(unread, unread)
             first = next(iter(self._held.values()), None)
             if isinstance(first, Unread) and first.expires <= self._clock():
                 self._expired += 1
                 self._remove(first)
-            return True
+            self._puts += 1
+            return self._puts
 
     def alike(self, sketch: int) -> Sequence[Entry] | None:
         """The entries without an alias whose prompts have this sketch; None where no entry at all has it."""
@@ -117,7 +97,8 @@ class MemoryStore:
                 del self._held[one]
                 self._bytes -= one.size
             for one in unread:
-                one.read()
+                if self.on_read is not None:
+                    self.on_read(one)
             if sketch not in self._sketches:
                 return () if None in self._sketches else None
             keys = self._unnamed.get(sketch, ())
