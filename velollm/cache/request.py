@@ -31,7 +31,7 @@ class Request:
         tenant: bytes,
         model: str,
         document: bytes,
-        body: Mapping[str, Any] | None,
+        body: Mapping[str, Any],
         variant: str,
         prompt: str | None,
         eligibility: Eligibility,
@@ -52,8 +52,9 @@ class Request:
     @classmethod
     def of(cls, unread: Unread) -> Request:
         """The request whose answer was kept unread."""
+        body = orjson.loads(unread.document)
         return cls(
-            unread.tenant, unread.model, unread.document, None, unread.variant, unread.prompt, unread.eligibility,
+            unread.tenant, unread.model, unread.document, body, unread.variant, prompt_of(body), unread.eligibility,
             unread.controls,
         )  # fmt: skip
 
@@ -61,7 +62,7 @@ class Request:
     def _keys(self) -> RequestKeys:
         if not self.document:
             return RequestKeys(tenant=self.tenant, exact=b"", document=b"", prompt=None)
-        return derive_keys(self.tenant, self._body or orjson.loads(self.document), self.variant)
+        return derive_keys(self.tenant, self._body, self.variant)
 
     @property
     def key(self) -> bytes:

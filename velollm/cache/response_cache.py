@@ -200,8 +200,7 @@ class ResponseCache:
         data = b""
         if reason is None:
             try:
-                # A copy: orjson leaves its buffer as large as it was, a page for the shortest answer.
-                data = bytes(memoryview(orjson.dumps(answer)))
+                data = _tight(orjson.dumps(answer))
             except TypeError as error:
                 reason = "not-json"
                 _log.debug("answer not stored: %s", error)
@@ -400,9 +399,9 @@ class ResponseCache:
         if len(request.document) > _LONGEST_UNREAD:
             return 0
         unread = Unread(
-            sketch=request.sketch, document=request.document, answer=data, created=now,
+            sketch=request.sketch, document=_tight(request.document), answer=data, created=now,
             expires=now + self._ttl(request), tenant=request.tenant, variant=request.variant, model=request.model,
-            prompt=request.prompt, eligibility=request.eligibility, controls=request.controls, tags=tags,
+            eligibility=request.eligibility, controls=request.controls, tags=tags,
         )  # fmt: skip
         return self._memory.lay_by(unread)
 
@@ -505,6 +504,11 @@ class ResponseCache:
             near = self._index.nearest(request.scope, request.question, vector)
         refused = tuple((m.prompt, m.similarity, str(m.refusal)) for m in near)
         return TierVerdict(tier=tier, outcome="miss", reason=refused[0][2] if refused else "", refused=refused)
+
+
+def _tight(written: bytes) -> bytes:
+    """A copy of what orjson wrote, which leaves its buffer as large as it was: a page for the shortest answer."""
+    return bytes(memoryview(written))
 
 
 def _by_word(counts: Mapping[str, int], prefix: str) -> dict[str, int]:

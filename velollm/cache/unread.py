@@ -8,7 +8,7 @@ from velollm.cache.eligibility import Controls, Eligibility
 
 __all__ = ["Unread"]
 
-_COST = 1024  # bytes, beside those that it holds
+_COST = 512  # bytes, beside those that it holds
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -25,7 +25,6 @@ class Unread:
     tenant: bytes
     variant: str
     model: str
-    prompt: str | None = attrs.field(repr=False)
     eligibility: Eligibility
     controls: Controls
     tags: tuple[str, ...] = ()
@@ -33,4 +32,4 @@ class Unread:
     @property
     def size(self) -> int:
         """Bytes that it takes in memory."""
-        return _COST + len(self.document) + len(self.answer) + 2 * len(self.prompt or "")
+        return _COST + len(self.document) + len(self.answer)

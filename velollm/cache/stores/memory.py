@@ -48,7 +48,7 @@ class MemoryStore:
         self._aliases: dict[bytes, bytes] = {}
         self._sketches: dict[int | None, int] = {}  # how many entries have each
         self._unnamed: dict[int, dict[bytes, None]] = {}  # keys of those without an alias, by sketch
-        self._unread: dict[int, dict[Unread, None]] = {}  # by sketch
+        self._unread: dict[int, list[Unread]] = {}  # by sketch
         self._ends: list[tuple[float, bytes]] = []  # a heap: when entries expire, also of some that are gone
         self._ledger = Ledger()
         self._puts = self._evictions = self._expired = self._oversized = 0
@@ -75,12 +75,12 @@ class MemoryStore:
         who asks is not to wait for many."""
         with self._lock:
             alike = self._unread.get(unread.sketch)
-            if alike is None:
-                alike = {}
-            if unread.size > self._size or len(alike) >= _MOST_ALIKE:
+            if unread.size > self._size or (alike is not None and len(alike) >= _MOST_ALIKE):
                 return 0
-            self._unread[unread.sketch] = alike
-            alike[unread] = None
+            if alike is None:
+                self._unread[unread.sketch] = [unread]
+            else:
+                alike.append(unread)
             self._hold(unread, unread)
             first = next(iter(self._held.values()), None)
             if isinstance(first, Unread) and first.expires <= self._clock():
@@ -206,7 +206,7 @@ class MemoryStore:
         self._bytes -= held.size
         if isinstance(held, Unread):
             alike = self._unread[held.sketch]
-            del alike[held]
+            alike.remove(held)
             if not alike:
                 del self._unread[held.sketch]
         else:
