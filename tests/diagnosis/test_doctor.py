@@ -130,6 +130,12 @@ def test_each_finding(name: str, facts: dict[str, Any], words: str) -> None:
     assert finding.remedy
 
 
+def test_a_native_build_is_not_narrow() -> None:
+    facts = {"machine": here("h200_mig", gpus=()), "wheel_installed": True}
+    assert "--native-build" in found(**facts)["narrow-build"].remedy
+    assert "narrow-build" not in found(**facts, native_build=True)
+
+
 def test_every_finding_has_a_case_and_a_section() -> None:
     assert {name for name, _, _ in CASES} == set(IDS)
     sections = re.findall(r"^### `([a-z-]+)`$", DOCS.read_text(encoding="utf-8"), re.MULTILINE)

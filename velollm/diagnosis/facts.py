@@ -12,6 +12,8 @@ from typing import Any
 import attrs
 
 from velollm.config.load import load_settings
+from velollm.engine.llama_cpp import WHEEL, find_wheel
+from velollm.engine.native import find_native
 from velollm.errors import ConfigError
 from velollm.hardware import Host, Machine
 from velollm.hardware.processes import Process, clients, engine_processes, listening
@@ -42,6 +44,7 @@ class Facts:
     keys_open: bool = False
     newest_entry: float | None = None
     wheel_installed: bool = False
+    native_build: bool = False  # of the llama.cpp in it, for this CPU
     our_port: int = OUR_PORT
 
 
@@ -71,8 +74,16 @@ def gather(host: Host, machine: Machine, config: Path | None = None) -> Facts:
         keys_open=keys is not None and _open_to_all(Path(keys)),
         newest_entry=_newest_entry(settings),
         wheel_installed=find_spec("xllamacpp") is not None,
+        native_build=_has_native_build(),
         our_port=settings.server.port if settings is not None else OUR_PORT,
     )
+
+
+def _has_native_build() -> bool:
+    try:
+        return find_native(WHEEL, Path(find_wheel())) is not None
+    except ConfigError:
+        return False
 
 
 def _ollama_log(host: Host, processes: tuple[Process, ...]) -> str:
