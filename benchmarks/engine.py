@@ -9,10 +9,10 @@ overhead   what a step costs beside computing it
 blocks     what the block manager costs a request of 1,088 tokens
 
 `replicated` is llama-server with what prompts share carried from slot to slot. Seconds of CPU are those of all
-processes: they say more than those of the clock where other work runs beside it, as long as threads that wait do not
-spin (--passive); on a quiet machine the clock says more. `random-0.5b` is the model that random_gguf.py writes. What is
-aimed at stands at the end, with whether it was reached. With --save results go to benchmarks/results/engine.json and
-.md (engine_random-0.5b for it).
+processes: they say more than those of the clock where other work runs beside it; on a quiet machine the clock says
+more. The threads of both engines wait for each other in the same way. `random-0.5b` is the model that random_gguf.py
+writes. What is aimed at stands at the end, with whether it was reached. With --save results go to
+benchmarks/results/engine.json and .md (engine_random-0.5b for it).
 """
 
 from __future__ import annotations
@@ -41,7 +41,6 @@ from velollm.contrib.llamacpp.local_model import locate
 from velollm.contrib.llamacpp.plan import this_machine
 from velollm.engine import BlockManager, EngineCore, JobSpec, LlamaCppRunner, SamplingParams
 from velollm.engine.blocks import hash_chain, root_hash
-from velollm.engine.llama_cpp import WAITING
 from velollm.errors import VeloError
 from velollm.messages import ChatRequest
 
@@ -279,9 +278,8 @@ def goals(result: dict[str, Any]) -> list[tuple[str, float, str, bool]]:
 
 
 def report(result: dict[str, Any]) -> str:
-    waiting = "; the threads of llama-server wait passively, too" if result["passive"] else ""
     conditions = (
-        f"{result['machine']}, {result['threads']} threads, {result['rounds']} rounds, interleaved{waiting}. Only "
+        f"{result['machine']}, {result['threads']} threads, {result['rounds']} rounds, interleaved. Only "
         "ratios mean something. `python benchmarks/engine.py --save` writes this file."
     )
     costs = (
@@ -322,11 +320,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=this_machine().cores)
     parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=SCENARIOS, help="some of the scenarios")
     parser.add_argument("--ollama", metavar="PATH", help="Ollama's program, to measure it as well")
-    parser.add_argument("--passive", action="store_true", help="llama-server's threads wait as velo's do: passively")
     parser.add_argument("--save", action="store_true")
     args = parser.parse_args()
-    if args.passive:
-        os.environ.update(WAITING)
     with tempfile.TemporaryDirectory() as folder:
         model = args.model
         if model == RANDOM:
@@ -335,7 +330,6 @@ def main() -> None:
         result |= {"model": Path(model).stem, "machine": platform.machine(), "threads": args.threads}
         result |= {
             "rounds": args.rounds,
-            "passive": args.passive,
             "overhead": overhead(model, args.threads),
             "blocks": block_cost(),
         }

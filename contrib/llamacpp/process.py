@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from velollm.engine.llama_cpp import WAITING
 from velollm.errors import BackendError
 
 __all__ = ["LlamaProcess", "slots_folder"]
@@ -32,8 +33,6 @@ SLOTS = "velollm-slots"
 LOG_LINES = 200
 LONGEST_LINE = 500
 END_SECONDS = 3.0
-# One thread that waits busily for its neighbours costs more than it gains as soon as a core is shared.
-ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
 LOG_LINE = re.compile(r"(?:[\d.]+ )?(?P<level>[DIWE]) (?P<words>.*)")
 
 
@@ -102,7 +101,7 @@ class LlamaProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, **ENVIRONMENT},
+            env={**WAITING, **os.environ},
             start_new_session=True,  # what is typed at our terminal is not for it
         )
         assert process.stdin is not None

@@ -33,10 +33,11 @@ __all__ = [
 
 logger = logging.getLogger("velollm.engine.llama")
 
-# One thread that waits busily for its neighbours costs more than it gains as soon as a core is shared; but one that
-# sleeps at once is woken too late for what takes microseconds. So they turn for a while before they sleep; how
-# often was found by hand. OpenMP looks once, when the library is loaded.
-WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "300"}
+# A thread that sleeps at once is woken too late for what takes microseconds; one that turns until its neighbours come
+# takes their cores from them where others compute as well. So they turn for a while before they sleep: that is twice
+# as fast where cores are free, and costs a tenth where one is taken (benchmarks/waiting.py). Where cores are known to
+# be taken, as `velollm tune` and `doctor` see, no turns are better. OpenMP looks once, when the library is loaded.
+WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "200"}
 WHEEL = "2026.10.11549"
 POINTER, INT, UINT, FLOAT, BOOL, SIZE, TEXT = (
     c.c_void_p,

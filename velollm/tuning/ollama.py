@@ -166,6 +166,7 @@ def _waiting(machine: Machine) -> list[Setting]:
             why="others compute on these cores, and a thread that spins while it waits takes them from itself, too",
             effect="measured with a busy neighbour: 829 ms a step became 219 (llama.cpp built with OpenMP)",
         ),
+        # Where cores are free, some turns before they sleep are better: velollm.engine.llama_cpp.WAITING.
         Setting(name="GOMP_SPINCOUNT", value="0", why="the same for GCC's OpenMP, which looks at this first"),
     ]
 

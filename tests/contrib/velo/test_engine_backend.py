@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -56,6 +57,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def backend(tiny: Path, anyio_backend: str) -> AsyncIterator[EngineBackend]:
     async with EngineBackend(str(tiny), threads=1, num_blocks=256, kv_type="f32") as made:
         yield made
+
+
+async def test_only_the_engine_has_called_openmp(backend: EngineBackend) -> None:
+    """Others that have, and live, keep its threads from waiting awake."""
+    async with asyncio.timeout(5):
+        while any(thread.name.startswith("velollm-load") for thread in threading.enumerate()):
+            await asyncio.sleep(0.01)
 
 
 def free(backend: EngineBackend) -> bool:
