@@ -36,14 +36,18 @@ class Part:
         self._events: AsyncGenerator[ChatEvent, None] | None = None
         self._watched: AsyncGenerator[ChatEvent, None] | None = None
 
-    async def ask(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
-        """Send the request, which names the model as the backend does; the events that are to come.
+    @property
+    def may_make_way(self) -> bool:
+        """Whether it is for work that makes way for more urgent work, with an answer that can be gone on with."""
+        return self._turn.may_make_way and self._stream is not None and self._stream.obstacle is None
 
-        Raises `Interrupted` when the slot is wanted before that.
-        """
+    async def allow_preemption(self, request: ChatRequest) -> ChatRequest:
+        """Have it make way when need be; the request to ask. Raises `Interrupted` when the slot is wanted at once."""
+        return await self._turn.allow_preemption(self.member.backend, request)
+
+    def ask(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+        """Send the request, which names the model as the backend does; the events that are to come."""
         member, turn, stream = self.member, self._turn, self._stream
-        if turn.may_make_way and stream is not None and stream.obstacle is None:
-            request = await turn.allow_preemption(member.backend, request)
         if self._goes_on and stream is not None:
             self._events = go_on(member.backend, stream, request=request)
         else:

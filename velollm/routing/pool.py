@@ -148,7 +148,7 @@ class BackendPool(Backend):
         if self.turns.by_complexity and request.model in ("", AUTO):
             request = await self._chosen(request)
         if targets is None:
-            targets = await self._targets(request.model)
+            targets = self._sure_targets(request.model) or await self._targets(request.model)
         attempts = Attempts(targets, self._budget)
         begun = stream is not None and stream.cuts > 0
         turn = await self.turns.take(request, {member.backend.name: model for member, model in targets})
@@ -199,7 +199,9 @@ class BackendPool(Backend):
             turn.end()
 
     async def _ask(self, part: Part, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
-        events = await part.ask(request)
+        if part.may_make_way:
+            request = await part.allow_preemption(request)
+        events = part.ask(request)
         if self._watch is not None:
             self._watch.wake()
         return events
@@ -328,10 +330,15 @@ class BackendPool(Backend):
 
     # ---- who is asked ----
 
+    def _sure_targets(self, model: str) -> list[Target]:
+        """Where there is no choice, the one backend, which may answer for itself."""
+        return [(self.members[0], model)] if self._plain else []
+
     async def _targets(self, model: str) -> list[Target]:
         """The backends that have the model, each with its own name for it. Raises `ModelNotFound`."""
-        if self._plain:
-            return [(self.members[0], model)]
+        sure = self._sure_targets(model)
+        if sure:
+            return sure
         found = known_targets(self.members, self._aliases, model)
         if found:
             for member in self.members:

@@ -87,7 +87,9 @@ class Turns:
             if self.scheduler.dispatcher.lanes[name].limit is None and not self._has_asked(name, model, job.arrival):
                 await self._ask(name, model)
         try:
-            await self.scheduler.take(job)
+            waiting = self.scheduler.take(job)
+            if waiting is not None:
+                await waiting
         except Overloaded as error:
             self.metrics.refused(error.code)
             raise

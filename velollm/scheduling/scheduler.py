@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
 
 from velollm.scheduling.dispatcher import Dispatcher, Grant, Refuse, Step
@@ -27,12 +27,12 @@ class Scheduler:
         self._timer: asyncio.TimerHandle | None = None
         self._due: float | None = None
 
-    async def take(self, job: Job) -> None:
-        """Wait until `job` may start, on `job.lane`. Raises `Overloaded`."""
+    def take(self, job: Job) -> Awaitable[None] | None:
+        """What to wait for until `job` may start, on `job.lane`; None where it starts at once. Raises `Overloaded`."""
         steps = self.dispatcher.submit(job, self.clock())
         if len(steps) == 1 and job.state == "running" and not self._futures:  # nobody waits: there is nothing to do
-            return
-        await self._wait(job, steps)
+            return None
+        return self._wait(job, steps)
 
     async def retake(self, job: Job, *, preempted: bool = False) -> None:
         """Give the turn back and wait for another one, before all others of its kind."""

@@ -125,6 +125,11 @@ class Connection(asyncio.Protocol):
             self._resume()
         return data
 
+    @property
+    def is_read(self) -> bool:
+        """Whether the answer is complete, and all of it was read."""
+        return self.complete and not self._pieces
+
     def _resume(self) -> None:
         self._paused = False
         if self._transport is not None and not self._transport.is_closing():
@@ -142,7 +147,7 @@ class Connection(asyncio.Protocol):
         self._deadline = NEVER
         self._busy = False
         self.idle_since = self.loop.time()
-        return self.alive and self.complete and not self._pieces
+        return self.alive and self.is_read
 
     def stale(self) -> bool:
         """Whether bytes, or an end, wait in the socket that the event loop has not come to yet."""

@@ -193,6 +193,11 @@ class PooledBody(httpx.AsyncByteStream):
         # Some more of the body, empty at its end: what iteration does, but cheaper.
         self.read: Callable[[], Coroutine[None, None, bytes]] = connection.read
 
+    @property
+    def is_read(self) -> bool:
+        """Whether it was read to its end."""
+        return self._connection is not None and self._connection.is_read
+
     async def __aiter__(self) -> AsyncGenerator[bytes, None]:
         while piece := await self.read():
             yield piece

@@ -112,6 +112,8 @@ class UpstreamResponse:
     async def read(self) -> bytes:
         """The whole body."""
         first = await self.piece()
+        if self._inflater is None and isinstance(self._body, PooledBody) and self._body.is_read:
+            return first
         second = await self.piece() if first else b""
         if not second:
             return first

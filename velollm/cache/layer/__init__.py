@@ -94,15 +94,15 @@ class CacheLayer(Layer):
             yield event
         if upstream is None:
             return
-        async with aclosing(upstream) as events:
-            if landing is None:
-                async for event in events:
-                    yield event
-                return
-            async for event in events:
-                landing.see(event)
+        try:
+            async for event in upstream:
+                if landing is not None:
+                    landing.see(event)
                 yield event
-        await landing.land()
+        finally:
+            await upstream.aclose()
+        if landing is not None:
+            await landing.land()
 
     async def aclose(self) -> None:
         """Close the backend, then the cache."""
