@@ -71,10 +71,13 @@ class Request:
 
     @property
     def sketch(self) -> int:
-        """A number that two requests share if one may have the answer of the other; it takes less time than a key."""
+        """A number that two requests share if one may have the answer of the other; it takes less time than a key.
+
+        What other tenants have asked has other sketches, so that the time that is spent on it tells nobody anything."""
         if self._sketch is None:
             aliased = "canonical" in self.eligibility.tiers
-            self._sketch = sketch(self.prompt or "") if aliased else hash(self.prompt)
+            asked = sketch(self.prompt or "") if aliased else self.prompt
+            self._sketch = hash((self.tenant, self.model, asked))
         return self._sketch
 
     @cached_property

@@ -61,10 +61,14 @@ async def test_the_next_request_finds_it(again: str, said: str) -> None:
     assert await asked.ask(again) == said
 
 
-async def test_nobody_elses_is_found() -> None:
+async def test_nobody_elses_is_found_or_takes_any_time(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Asked()
+    read = []
+    monkeypatch.setattr(asked.cache._memory, "on_read", read.append)
     await asked.ask("How do I boil an egg?", tenant="one")
     assert await asked.ask("How do I boil an egg?", tenant="other") == "miss"
+    assert await asked.ask("How do I boil an egg, please?", tenant="other") == "miss"
+    assert [unread.tags for unread in read] == [(key_tag("other"),)]
 
 
 async def test_it_is_as_old_as_the_answer() -> None:
