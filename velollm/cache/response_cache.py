@@ -32,6 +32,7 @@ from velollm.cache.request import Request, alias_of, prepare, read_prompt
 from velollm.cache.results import CacheStats, Found, Hit, Receipt
 from velollm.cache.semantic import Embedder, Match, SemanticIndex
 from velollm.cache.shadow import AGREES, Allowance, RouteReport, agreement, answer_text, answer_tokens, report
+from velollm.cache.soon import Soon
 from velollm.cache.stores import MemoryStore, Selection, Store, open_store
 from velollm.cache.unread import Unread
 from velollm.config.units import parse_size
@@ -95,6 +96,7 @@ class ResponseCache:
         self._memory = self._store if isinstance(self._store, MemoryStore) else None
         if self._memory is not None:
             self._memory.on_read = self._read
+        self._soon = Soon()
         self._loader: threading.Thread | None = None
         self._closing = False
         if self._store.persistent and self.modes["semantic"] != "off":
@@ -135,6 +137,8 @@ class ResponseCache:
 
     def find_sure(self, request: Request, modes: Mapping[Tier, Mode] | None = None) -> Found | None:
         """The first half of `find`, which needs no embedder: None if the semantic tier may answer."""
+        if self._soon.concerns(request):
+            self._soon.settle()
         counts = self._counts
         counts["lookups"] += 1
         if not request.eligibility.read:
@@ -224,6 +228,14 @@ class ResponseCache:
             self._allowance.spend(thread_time() - began)
         return Receipt(stored=True, ticket=ticket, store=self._store)
 
+    def keep_soon(self, request: Request, keep: Callable[[], None]) -> bool:
+        """Have `keep` called by `settle`, or when it matters. Returns whether nothing waited: `settle` is then due."""
+        return self._soon.add(request, keep)
+
+    def settle(self) -> None:
+        """Keep what is to be kept soon."""
+        self._soon.settle()
+
     def now(self) -> float:
         """The time by the cache's clock, in seconds of the epoch."""
         return self._clock()
@@ -269,6 +281,7 @@ class ResponseCache:
     def explain(self, tenant: str | None, body: Mapping[str, Any], controls: Controls | None = None) -> Explanation:
         """What each tier says to a request, and which guard refused which neighbour. Counts nothing, changes
         nothing."""
+        self.settle()
         request = self.prepare(tenant, body, controls)
         self._read_alike(request)
         verdicts: list[TierVerdict] = []
@@ -287,6 +300,7 @@ class ResponseCache:
 
     def purge(self, *, model: str | None = None, tag: str | None = None, tenant: str | None = None) -> int:
         """Drop the entries that meet every criterion given; with none, all. Returns how many."""
+        self.settle()
         owner = None if tenant is None else tenant_digest(tenant)
         return self._store.purge(Selection(model=model, tag=tag, tenant=owner))
 
@@ -302,6 +316,7 @@ class ResponseCache:
 
     def stats(self) -> CacheStats:
         """The counters."""
+        self.settle()
         counts = dict(self._counts)
         return CacheStats(
             lookups=counts.get("lookups", 0), hits=_by_word(counts, "hit "), shadow_hits=counts.get("shadow", 0),
@@ -312,16 +327,19 @@ class ResponseCache:
 
     def entries(self) -> list[Entry]:
         """Every live entry, for an export."""
+        self.settle()
         return list(self._store.entries())
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until the store has written all that was kept so far, and the index has been rebuilt."""
+        self.settle()
         if self._loader is not None:
             self._loader.join(timeout)
         return self._store.flush(timeout)
 
     def close(self) -> None:
         """Write what is left and close the store."""
+        self.settle()
         self._closing = True
         if self._loader is not None:
             self._loader.join(5.0)

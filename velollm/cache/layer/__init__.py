@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
+from functools import partial
 from time import monotonic
 from typing import Any, TypeAlias, TypeVar
 
@@ -30,7 +31,7 @@ from velollm.cache.response_cache import Mode, ResponseCache
 from velollm.cache.results import Found
 from velollm.collector import Collector
 from velollm.control_headers import CACHE_TTL, TOOL_CALLS
-from velollm.messages import ChatAnswer, ChatEvent, ChatRequest, RequestContext
+from velollm.messages import ChatEvent, ChatRequest, RequestContext
 
 __all__ = ["HEADER", "CacheLayer", "cache_of", "key_tag"]
 
@@ -39,6 +40,7 @@ logger = logging.getLogger("velollm.cache")
 HEADER = "x-velollm-cache"
 BACKEND_HEADER = "x-velollm-backend"
 TRUNCATED_HEADER = "x-velollm-truncated"
+SOON_SECONDS = 0.02
 # So long the end of an answer waits for a store that outlives us: what was answered is not lost with this process.
 WRITTEN_SECONDS = 0.04
 CREDENTIALS = ("authorization", "x-api-key", "cookie")
@@ -214,6 +216,11 @@ class CacheLayer(Layer):
         """Whether the store or the embedder keeps a request waiting."""
         return self.cache.store_blocks or self.cache.embeds(asked)
 
+    def keep_soon(self, asked: Request, keep: Callable[[], None]) -> None:
+        """Have an answer kept in a moment, with others."""
+        if self.cache.keep_soon(asked, keep):
+            asyncio.get_running_loop().call_later(SOON_SECONDS, self.cache.settle)
+
     async def off_loop(self, asked: Request, call: Callable[..., T], *arguments: Any) -> T:
         """Call the cache: in a thread where its store or its embedder takes time."""
         return await self.in_thread(call, *arguments) if self.takes_time(asked) else call(*arguments)
@@ -279,16 +286,19 @@ class _Landing:
         layer, context = self._layer, self._request.context
         if self._collector is None or TRUNCATED_HEADER in context.headers:
             return  # too large, or an answer to half of the question
-        cache = layer.cache
-        tags = (key_tag(context.tenant),) if context.tenant else ()
-        answer, seconds, now = self._collector.answer(), layer.now() - self._began, cache.now()
-        if layer.takes_time(self.asked) or cache.store_persists:
-            await layer.in_thread(self._keep, answer, tags, seconds, now)
+        keep = partial(self._keep, self._collector, layer.now() - self._began, layer.cache.now())
+        if layer.takes_time(self.asked) or layer.cache.store_persists:
+            await layer.in_thread(keep)
+        elif "semantic" in self.asked.eligibility.tiers:  # then there is more to it than the store
+            keep()
         else:
-            self._keep(answer, tags, seconds, now)
+            layer.keep_soon(self.asked, keep)
 
-    def _keep(self, answer: ChatAnswer, tags: tuple[str, ...], seconds: float, now: float) -> None:
+    def _keep(self, collector: Collector, seconds: float, now: float) -> None:
+        tenant = self._request.context.tenant
+        tags = (key_tag(tenant),) if tenant else ()
         try:
+            answer = collector.answer()
             if answer.complete:
                 self._enter(keep_answer(answer), tags, seconds, now)
         except Exception as error:  # the answer itself is well
