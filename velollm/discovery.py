@@ -22,7 +22,7 @@ from velollm.errors import BackendUnreachable, ConfigError, VeloError
 from velollm.messages import ChatEvent, ChatRequest, Embeddings, EmbedRequest, ModelInfo
 from velollm.transport import Upstream
 
-__all__ = ["ENGINES", "Found", "ProbedBackend", "find_engines", "identify", "ollama_address"]
+__all__ = ["ENGINES", "Found", "ProbedBackend", "find_engines", "identify", "ollama_address", "places"]
 
 T = TypeVar("T")
 Kind: TypeAlias = Literal["ollama", "llamacpp", "vllm", "openai", "velollm"]
@@ -102,6 +102,12 @@ async def find_engines(
     wanted = [url for url in dict.fromkeys(urls) if urlsplit(url).port not in ports_not]
     found = await _all(_look(url, seconds) for url in wanted)
     return [engine for engine in found if engine is not None and engine.kind != "velollm"]
+
+
+def places(environ: Mapping[str, str]) -> list[str]:
+    """Where engines of this machine may listen: where Ollama is told to (`OLLAMA_HOST`), and where they usually do."""
+    own = ollama_address(environ.get("OLLAMA_HOST", ""))
+    return [own, *ENGINES] if own is not None else [*ENGINES]
 
 
 def ollama_address(host: str) -> str | None:

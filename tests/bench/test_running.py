@@ -37,6 +37,15 @@ def test_a_closed_loop_keeps_its_clients_busy() -> None:
     assert engine.bodies[0]["max_tokens"] == 4
 
 
+@pytest.mark.anyio
+async def test_ollama_is_measured_where_its_variable_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with scripted(Engine()) as server:
+        monkeypatch.setenv("OLLAMA_HOST", server.url)
+        command = ["bench", "--num-prompts", "2", "--output-len", "2", "--json"]
+        assert await asyncio.to_thread(main, command) == 0
+        assert len([one for one in server.requests if one.method == b"POST"]) == 3  # and a warm-up
+
+
 def test_an_open_loop_sends_when_it_is_due() -> None:
     engine = Engine()
     found = asyncio.run(bench(engine, num_prompts=20, request_rate=200.0, output_len=2, seed=3))

@@ -16,10 +16,10 @@ from velollm.bench.counters import read_counters
 from velollm.bench.http_asker import HttpAsker
 from velollm.bench.runner import Asker
 from velollm.bench.wires import Asking
-from velollm.discovery import ENGINES, find_engines, identify
+from velollm.discovery import ENGINES, find_engines, identify, places
 from velollm.errors import BackendUnreachable, ConfigError, VeloError
 
-__all__ = ["Target", "open_target"]
+__all__ = ["Target", "engine_here", "open_target"]
 
 # Schemes that say what answers there, with the scheme of its HTTP.
 EXPLICIT: Mapping[str, tuple[str, str]] = {
@@ -116,14 +116,22 @@ async def open_target(
         yield Target(kind="backend", url="", backend=place)
 
 
+async def engine_here(environ: Mapping[str, str]) -> str:
+    """The URL of the first engine that runs on this machine; `environ` may say where Ollama listens.
+
+    Raises `BackendUnreachable` when there is none.
+    """
+    engines = await find_engines(places(environ))
+    if not engines:
+        looked = ", ".join(f"{name} ({url.rpartition(':')[2]})" for url, name in ENGINES.items())
+        raise BackendUnreachable(f"no engine runs on this machine; looked for {looked}: say --backend URL")
+    return engines[0].url
+
+
 async def _address(place: str, headers: Mapping[str, str]) -> tuple[str, str] | None:
     """Kind and http URL of a server; None for what is opened as a backend."""
     if place == "auto":
-        engines = await find_engines()
-        if not engines:
-            places = ", ".join(f"{name} ({url.rpartition(':')[2]})" for url, name in ENGINES.items())
-            raise BackendUnreachable(f"no engine runs on this machine; looked for {places}: say --backend URL")
-        return engines[0].kind, engines[0].url
+        place = await engine_here({})
     scheme, sep, rest = place.partition("://")
     if sep and scheme in EXPLICIT:
         kind, http = EXPLICIT[scheme]

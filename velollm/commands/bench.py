@@ -20,8 +20,10 @@ from velollm.bench.dataset import read_questions
 from velollm.bench.question import Question
 from velollm.bench.reports import block, page, save
 from velollm.bench.reports.files import check_place, check_writable, write
+from velollm.bench.result import Result
 from velollm.bench.runner import Progress
 from velollm.bench.running import Plan, benchmark_async, run_quickly
+from velollm.bench.target import engine_here
 from velollm.bench.workload import ALIASES, PROFILES
 from velollm.errors import ConfigError, VeloError
 
@@ -124,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
         if args.html:
             check_writable("--html", args.html)
         with ProgressLine(quiet=args.quiet) as line:
-            result = run_quickly(benchmark_async(args.backend, plan, progress=line))
+            result = run_quickly(_measure(args.backend, plan, line))
     except VeloError as error:
         if isinstance(error, ConfigError) and error.message.startswith("--"):
             raise
@@ -141,6 +143,10 @@ def run(args: argparse.Namespace) -> int:
     for path in [*args.save, *([args.html] if args.html else [])]:
         sys.stderr.write(f"saved: {path}\n")
     return 0
+
+
+async def _measure(place: str, plan: Plan, line: ProgressLine) -> Result:
+    return await benchmark_async(await engine_here(os.environ) if place == "auto" else place, plan, progress=line)
 
 
 def _plan(args: argparse.Namespace) -> Plan:

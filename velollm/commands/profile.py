@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import logging
 import math
+import os
 import secrets
 import shutil
 import sys
@@ -26,7 +27,7 @@ from velollm.bench.runner import Run
 from velollm.bench.runner import run as ask_all
 from velollm.bench.running import run_quickly
 from velollm.bench.schedule import Schedule
-from velollm.bench.target import Target, open_target
+from velollm.bench.target import Target, engine_here, open_target
 from velollm.bench.wires import Asking
 from velollm.bench.workload import PROFILES, questions
 from velollm.commands.bench import ProgressLine, api_key
@@ -109,7 +110,8 @@ async def _profile(args: argparse.Namespace, line: ProgressLine) -> list[Trace]:
     asked = questions(args.profile, args.num_prompts, seed=args.seed, prompt=args.input_len, answer=args.output_len)
     schedule = Schedule(rate=math.inf, concurrency=args.max_concurrency)
     key = api_key(args.api_key_env)
-    async with open_target(args.backend or "auto", headers={}, patience=600.0, api_key=key) as target:
+    place = args.backend or await engine_here(os.environ)
+    async with open_target(place, headers={}, patience=600.0, api_key=key) as target:
         asking = Asking(model=args.model or await _first_model(target))
         if args.direct or target.kind == "velollm":
             await ask_all(target.asker(asking), _warm_up(args), [0.0], schedule)

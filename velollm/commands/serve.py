@@ -130,11 +130,9 @@ def _help(option: Option) -> str:
 
 def _with_an_engine(settings: Settings, *, quiet: bool, environ: Mapping[str, str] = os.environ) -> Settings:
     """The engines that run here, as backends; without any, the default model."""
-    from velollm.discovery import ENGINES, find_engines, ollama_address
+    from velollm.discovery import ENGINES, find_engines, places
 
-    own = ollama_address(environ.get("OLLAMA_HOST", ""))
-    places = [own, *ENGINES] if own is not None else list(ENGINES)
-    found = asyncio.run(find_engines(places, ports_not={settings.server.port}))
+    found = asyncio.run(find_engines(places(environ), ports_not={settings.server.port}))
     if found:
         for engine in found:
             logger.info("found %s at %s", engine.kind, engine.url)
