@@ -15,7 +15,9 @@ from support.serving import Connection, Served, post, serve, served
 from velollm.asgi import Bodies, ClientLeft, read_body
 from velollm.config import ServerSettings, Settings
 from velollm.config.units import Size
+from velollm.door import Door
 from velollm.errors import BodyTooLarge, Overloaded
+from velollm.server.app import ServerApp
 
 pytestmark = pytest.mark.anyio
 PATH = "/v1/chat/completions"
@@ -26,28 +28,41 @@ SETTINGS = Settings(server=ServerSettings(max_body=Size(100_000), max_bodies=Siz
 
 
 @pytest.fixture
-async def server() -> AsyncGenerator[Served, None]:
-    async with serve(served(ScriptedBackend(), settings=SETTINGS)) as running:
+def app() -> ServerApp:
+    return served(ScriptedBackend(), settings=SETTINGS)
+
+
+@pytest.fixture
+async def server(app: ServerApp) -> AsyncGenerator[Served, None]:
+    async with serve(app) as running:
         yield running
+
+
+async def until_held(app: ServerApp, size: int) -> None:
+    """All that clients have sent has come, or is let go."""
+    door: Door = app._app.app.app.door  # type: ignore[attr-defined]
+    async with asyncio.timeout(5):
+        while door.bodies.held != size:
+            await asyncio.sleep(0.002)
 
 
 def head(path: str = PATH, *, length: int = len(LARGE)) -> bytes:
     return b"POST %b HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % (path.encode(), length)
 
 
-async def fill(server: Served, stack: AsyncExitStack) -> list[Connection]:
+async def fill(app: ServerApp, server: Served, stack: AsyncExitStack) -> list[Connection]:
     """Two clients who have sent all of a large body but its last byte."""
     clients = [await stack.enter_async_context(server.connect()) for _ in range(2)]
     for client in clients:
         client.send(head(), LARGE[:-1])
-    await asyncio.sleep(0.05)
+    await until_held(app, 2 * len(LARGE[:-1]))
     return clients
 
 
 @pytest.mark.parametrize("path", [PATH, "/v1/messages", "/api/chat"])
-async def test_what_goes_beyond_is_refused_until_there_is_room(server: Served, path: str) -> None:
+async def test_what_goes_beyond_is_refused_until_there_is_room(app: ServerApp, server: Served, path: str) -> None:
     async with AsyncExitStack() as stack:
-        first, second = await fill(server, stack)
+        first, second = await fill(app, server, stack)
         async with server.connect() as third:
             third.send(head(path), LARGE[:-1])
             code, headers, body = await third.answer()
@@ -62,26 +77,26 @@ async def test_what_goes_beyond_is_refused_until_there_is_room(server: Served, p
             small.send(post(PATH, QUESTION))
             assert (await small.answer())[0] == 200, "what comes in one piece is not refused"
         first.writer.transport.abort()
-        await asyncio.sleep(0.05)
+        await until_held(app, len(LARGE[:-1]))
         async with server.connect() as third:
             third.send(head(), LARGE[:-1])
-            await asyncio.sleep(0.05)
+            await until_held(app, 2 * len(LARGE[:-1]))
             for client in (second, third):
                 client.send(LARGE[-1:])
                 assert (await client.answer())[0] == 200
     async with AsyncExitStack() as stack:
-        for client in await fill(server, stack):
+        for client in await fill(app, server, stack):
             client.send(LARGE[-1:])
             assert (await client.answer())[0] == 200, "all room is there again"
 
 
-async def test_what_is_passed_on_piece_by_piece_is_not_counted(server: Served) -> None:
+async def test_what_is_passed_on_piece_by_piece_is_not_counted(app: ServerApp, server: Served) -> None:
     piece = b"x" * 50_000
     async with server.connect() as client:
         client.send(head("/api/blobs/sha256:1", length=40 * len(piece)), *[piece] * 39)
-        await asyncio.sleep(0.1)
+        await client.writer.drain()
         async with AsyncExitStack() as stack:
-            for other in await fill(server, stack):
+            for other in await fill(app, server, stack):
                 other.send(LARGE[-1:])
                 assert (await other.answer())[0] == 200
         client.send(piece)
