@@ -7,8 +7,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-import attrs
-
 from velollm.observability.record import Record
 
 __all__ = ["RecentRequests"]
@@ -17,30 +15,24 @@ KEPT = 500
 WINDOW_SECONDS = 60.0
 
 
-@attrs.frozen
-class _Kept:
-    at: float  # Unix seconds at its end
-    record: Record
-
-
 class RecentRequests:
     """The last 500 requests; `clock` gives Unix seconds."""
 
     def __init__(self, *, kept: int = KEPT, clock: Callable[[], float] = time.time) -> None:
-        self._kept: deque[_Kept] = deque(maxlen=kept)
+        self._kept: deque[tuple[float, Record]] = deque(maxlen=kept)  # with the time at which each ended
         self._clock = clock
         self._begun = clock()
 
     def add(self, record: Record) -> None:
         """A request has ended."""
-        self._kept.append(_Kept(self._clock(), record))
+        self._kept.append((self._clock(), record))
 
     def show(self, key: str | None = None) -> list[dict[str, Any]]:
         """Newest first, as the log has them, with `at`: when each ended, in Unix seconds; with `key`, its own alone."""
         return [
-            {"at": round(one.at, 3), **one.record.fields()}
-            for one in reversed(self._kept)
-            if key is None or one.record.key == key
+            {"at": round(at, 3), **record.fields()}
+            for at, record in reversed(self._kept)
+            if key is None or record.key == key
         ]
 
     def rates(self) -> dict[str, float]:
@@ -48,8 +40,8 @@ class RecentRequests:
         now = self._clock()
         since = max(now - WINDOW_SECONDS, self._begun)
         if len(self._kept) == self._kept.maxlen:
-            since = max(since, self._kept[0].at)
-        recent = [one.record for one in self._kept if one.at >= since and one.record.model]
+            since = max(since, self._kept[0][0])
+        recent = [record for at, record in self._kept if at >= since and record.model]
         seconds = max(now - since, 1.0)
         return {
             "requests_per_second": round(len(recent) / seconds, 2),
