@@ -29,6 +29,7 @@ from velollm.server.cycle import Cycle
 __all__ = ["GuardedProtocol"]
 
 CHECKED = frozenset({b"host", b"transfer-encoding", b"expect"})
+MOST_TARGETS, LONGEST_TARGET = 256, 256  # that are remembered
 ASGI = {"version": "3.0", "spec_version": "2.3"}
 
 
@@ -211,18 +212,16 @@ class GuardedProtocol(asyncio.Protocol):
         self._window_start, self._window_bytes = self._since, self.body_least
 
     def _scope(self, version: str) -> dict[str, Any]:
-        url = httptools.parse_url(self._url)
-        raw_path: bytes = url.path or b"/"
-        path = raw_path.decode("ascii")
+        path, raw_path, query = TARGETS.get(self._url) or _target(self._url)
         return {
             "type": "http",
             "asgi": ASGI,
             "http_version": version,
             "method": self._parser.get_method().decode("ascii"),
             "scheme": self._scheme,
-            "path": self._root_path + (unquote(path) if "%" in path else path),
+            "path": self._root_path + path,
             "raw_path": self._root_path.encode("ascii") + raw_path,
-            "query_string": url.query or b"",
+            "query_string": query,
             "root_path": self._root_path,
             "headers": self._headers,
             "server": self._local,
@@ -364,6 +363,20 @@ class GuardedProtocol(asyncio.Protocol):
             self._answer(408, "request_timeout", "the request did not arrive in time")
         else:
             self.transport.close()
+
+
+# Path, path as it came and query of targets that were asked for before.
+TARGETS: dict[bytes, tuple[str, bytes, bytes]] = {}
+
+
+def _target(url: bytes) -> tuple[str, bytes, bytes]:
+    parts = httptools.parse_url(url)
+    raw_path: bytes = parts.path or b"/"
+    path = raw_path.decode("ascii")
+    found = unquote(path) if "%" in path else path, raw_path, parts.query or b""
+    if len(TARGETS) < MOST_TARGETS and len(url) < LONGEST_TARGET:
+        TARGETS[url] = found
+    return found
 
 
 def _address(name: Any) -> tuple[str, int] | None:
