@@ -412,10 +412,11 @@ class ResponseCache:
 
     def _lay_by(self, request: Request, data: bytes, tags: tuple[str, ...], now: float) -> int:
         """Keep an answer in memory unread: a ticket, or 0 where an entry has to be made of it at once."""
-        if self._memory is None or request.is_read or "semantic" in request.eligibility.tiers:
+        tiers, modes = request.eligibility.tiers, self.modes
+        if self._memory is None or request.is_read or len(request.document) > _LONGEST_UNREAD:
             return 0
-        if len(request.document) > _LONGEST_UNREAD:
-            return 0
+        if "semantic" in tiers and modes["semantic"] != "off" and request.compared:
+            return 0  # it is to be found by its meaning, too
         unread = Unread(
             sketch=request.sketch, document=_tight(request.document), answer=data, created=now,
             expires=now + self._ttl(request), tenant=request.tenant, variant=request.variant, model=request.model,

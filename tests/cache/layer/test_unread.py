@@ -34,11 +34,11 @@ class Asked:
         self.engine: ScriptedBackend = ScriptedBackend()
         self.layer = CacheLayer(self.engine, self.cache, clock=self.clock)
 
-    async def ask(self, prompt: str, *, tenant: str = "") -> str:
+    async def ask(self, prompt: str, *, tenant: str = "", temperature: float | None = SAMPLED) -> str:
         """What the answer says of the cache."""
         context = RequestContext(tenant=tenant)
         messages = [Message(role="user", content=prompt)]
-        request = ChatRequest(model="tiny", messages=messages, temperature=SAMPLED, context=context)
+        request = ChatRequest(model="tiny", messages=messages, temperature=temperature, context=context)
         collector = Collector()
         async for event in self.layer.chat(request):
             collector.add(event)
@@ -79,10 +79,11 @@ async def test_it_is_as_old_as_the_answer() -> None:
     assert [entry.created for entry in asked.cache.entries()] == [came]
 
 
-async def test_nothing_is_worked_out_before_it_matters(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forbidden(*_: object) -> NoReturn:
-        raise AssertionError("nobody has asked for it")
+def forbidden(*_: object) -> NoReturn:
+    raise AssertionError("nobody has asked for it")
 
+
+async def test_nothing_is_worked_out_before_it_matters(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Asked()
     with monkeypatch.context() as patch:
         patch.setattr("velollm.cache.request.derive_keys", forbidden)
@@ -92,6 +93,17 @@ async def test_nothing_is_worked_out_before_it_matters(monkeypatch: pytest.Monke
     assert (stats.stores, stats.misses, stats.store["entries"]) == (3, 3, 3)
     assert await asked.ask("Where do tomatoes come from?") == "hit-exact"
     assert asked.cache.stats().stores == 3
+
+
+async def test_what_a_flood_leaves_uncompared_is_not_worked_out_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Asked()
+    asked.cache._allowance.spend(1e9)
+    with monkeypatch.context() as patch:
+        patch.setattr("velollm.cache.request.canonicalize", forbidden)
+        for word in ("potatoes", "tomatoes", "carrots"):
+            assert await asked.ask(f"Where do {word} come from?", temperature=None) == "miss"
+    assert asked.cache.stats().not_compared == 3
+    assert await asked.ask("Hi! Where do tomatoes come from, please?", temperature=None) == "hit-canonical"
 
 
 async def test_it_expires_and_makes_room() -> None:
