@@ -98,7 +98,7 @@ async def test_what_is_no_url(url: str) -> None:
         await identify(url)
 
 
-async def test_engines_are_found_in_order_and_ourselves_never() -> None:
+async def test_engines_are_found_in_order_and_ourselves_never_or_last() -> None:
     ollama, velollm = ENGINES["Ollama"][0], ENGINES["VeloLLM"][0]
     async with (
         scripted(engine(ollama)) as first,
@@ -108,6 +108,8 @@ async def test_engines_are_found_in_order_and_ourselves_never() -> None:
         gone = f"http://127.0.0.1:{closed_port()}"
         found = await find_engines([third.url, gone, second.url, first.url, third.url])
         assert [one.url for one in found] == [third.url, first.url]
+        found = await find_engines([second.url, first.url], proxies=True)
+        assert [one.url for one in found] == [first.url, second.url], "engines come first"
         assert [one.url for one in await find_engines([first.url, third.url], ports_not={first.port})] == [third.url]
 
 

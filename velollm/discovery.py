@@ -93,15 +93,21 @@ async def identify(
 
 
 async def find_engines(
-    urls: Iterable[str] = tuple(ENGINES), *, ports_not: Collection[int] = (), seconds: float = PROBE_SECONDS
+    urls: Iterable[str] = tuple(ENGINES),
+    *,
+    ports_not: Collection[int] = (),
+    seconds: float = PROBE_SECONDS,
+    proxies: bool = False,
 ) -> list[Found]:
     """The engines that run at `urls`, in their order, asked all at once within `seconds`.
 
-    `ports_not` are ports never asked (our own); another VeloLLM is passed over.
+    `ports_not` are ports never asked (our own). Another VeloLLM is passed over, or comes last where `proxies` count.
     """
     wanted = [url for url in dict.fromkeys(urls) if urlsplit(url).port not in ports_not]
     found = await _all(_look(url, seconds) for url in wanted)
-    return [engine for engine in found if engine is not None and engine.kind != "velollm"]
+    engines = [engine for engine in found if engine is not None]
+    ours = [engine for engine in engines if engine.kind == "velollm"]
+    return [engine for engine in engines if engine not in ours] + (ours if proxies else [])
 
 
 def places(environ: Mapping[str, str]) -> list[str]:

@@ -117,11 +117,11 @@ async def open_target(
 
 
 async def engine_here(environ: Mapping[str, str]) -> str:
-    """The URL of the first engine that runs on this machine; `environ` may say where Ollama listens.
+    """The URL of the first engine that runs on this machine, or of a VeloLLM; `environ` may say where Ollama listens.
 
     Raises `BackendUnreachable` when there is none.
     """
-    engines = await find_engines(places(environ))
+    engines = await find_engines(places(environ), proxies=True)
     if not engines:
         looked = ", ".join(f"{name} ({url.rpartition(':')[2]})" for url, name in ENGINES.items())
         raise BackendUnreachable(f"no engine runs on this machine; looked for {looked}: say --backend URL")
