@@ -208,7 +208,7 @@ class EngineBackend(Backend):
         """The loaded model. One load serves all who wait for it, and outlives those who leave."""
         if self._loaded is None:
             if self._loading is None or self._loading.done():
-                self._loading = asyncio.create_task(_loaded(self.path, self.plan, self._on_gpu_failure))
+                self._loading = asyncio.create_task(_load_apart(self.path, self.plan, self._on_gpu_failure))
                 self._loading.add_done_callback(self._note)
             await asyncio.shield(self._loading)
         assert self._loaded is not None
@@ -297,7 +297,7 @@ class _Loaded:
         self.model.close()
 
 
-async def _loaded(path: Path, plan: EnginePlan, on_gpu_failure: Callable[[], object]) -> _Loaded:
+async def _load_apart(path: Path, plan: EnginePlan, on_gpu_failure: Callable[[], object]) -> _Loaded:
     """Load the model on a thread that ends then.
 
     OpenMP keeps threads for every one that has called it, as long as that lives; and where there are more of them
