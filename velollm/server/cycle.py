@@ -81,7 +81,7 @@ class Cycle:
 
     async def _give_up(self) -> None:
         if self.started:
-            self._connection.transport.close()
+            self._connection.close()
             return
         headers = [
             (b"content-type", b"application/json"),
@@ -129,7 +129,7 @@ class Cycle:
         """ASGI's: the body, and then, when it has come to that, the end."""
         if self._expects and not self.started:
             self._expects = False
-            self._connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._connection.out.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         while not self._news and not self.disconnected and not self.complete:
             self._connection.resume_reading()
             if self._waiter is None or self._waiter.done():
@@ -193,7 +193,7 @@ class Cycle:
 
     def _send_head(self) -> None:
         if self._head:
-            self._connection.transport.write(self._head)
+            self._connection.out.write(self._head)
             self._head = b""
 
     def _write(self, body: bytes, *, last: bool) -> None:
@@ -212,7 +212,7 @@ class Cycle:
             body = self._head + body
             self._head = b""
         if body:
-            self._connection.transport.write(body)
+            self._connection.out.write(body)
         if last:
             if self._left:
                 raise RuntimeError("the body of the answer is shorter than its content-length")

@@ -25,6 +25,7 @@ from uvicorn.server import ServerState
 
 from velollm.asgi import ASGIApp
 from velollm.server.cycle import Cycle
+from velollm.transport.outbox import Outgoing
 
 __all__ = ["GuardedProtocol"]
 
@@ -79,6 +80,7 @@ class GuardedProtocol(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
+        self.out = Outgoing(self.transport, self.loop)
         self._server.connections.add(cast("Any", self))
         self._local = _address(transport.get_extra_info("sockname"))
         self._client = _address(transport.get_extra_info("peername"))
@@ -91,6 +93,7 @@ class GuardedProtocol(asyncio.Protocol):
             self._timer.cancel()
             self._timer = None
         self._deaf = True
+        self.out.drop()
         for cycle in (*self._pipeline, self._cycle):
             if cycle is not None:
                 cycle.disconnect()
@@ -101,7 +104,7 @@ class GuardedProtocol(asyncio.Protocol):
     def shutdown(self) -> None:
         """The server ends: what is being answered is the last of this connection."""
         if self._is_idle():
-            self.transport.close()
+            self.close()
         else:
             self._last_cycle().keep_alive = False
 
@@ -259,7 +262,7 @@ class GuardedProtocol(asyncio.Protocol):
             if cycle.more_body:
                 self.linger()
             else:
-                self.transport.close()
+                self.close()
         if self.transport.is_closing():
             return
         self.resume_reading()
@@ -308,7 +311,7 @@ class GuardedProtocol(asyncio.Protocol):
                 return
             cycle.disconnect()  # its body is at fault: whoever waits for it learns that the client is gone
             if cycle.started:
-                self.transport.close()
+                self.close()
                 return
         error = {"message": message, "type": "invalid_request_error", "code": code, "param": None}
         body = orjson.dumps({"error": error})
@@ -316,8 +319,13 @@ class GuardedProtocol(asyncio.Protocol):
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
             f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
         )
-        self.transport.write(head.encode() + body)
+        self.out.write(head.encode() + body)
         self.linger()
+
+    def close(self) -> None:
+        """Close it, when all that was answered has left."""
+        self.out.flush()
+        self.transport.close()
 
     def linger(self) -> None:
         """Close for writing, and go on reading for a moment: a reset would take the answer from the client's hands."""
@@ -325,6 +333,7 @@ class GuardedProtocol(asyncio.Protocol):
         self._in_head = self._in_body = False
         if self.transport.is_closing():
             return
+        self.out.flush()
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.resume_reading()
@@ -354,7 +363,7 @@ class GuardedProtocol(asyncio.Protocol):
         elif not self._is_idle():
             return
         elif now - self._idle_since >= self._keep_alive_seconds:
-            self.transport.close()
+            self.close()
             return
         self._timer = self.loop.call_later(self.check_every, self._check)
 
@@ -362,7 +371,7 @@ class GuardedProtocol(asyncio.Protocol):
         if self._seen:
             self._answer(408, "request_timeout", "the request did not arrive in time")
         else:
-            self.transport.close()
+            self.close()
 
 
 # Path, path as it came and query of targets that were asked for before.

@@ -17,6 +17,8 @@ from typing import cast
 import httptools
 import httpx
 
+from velollm.transport.outbox import Outgoing
+
 __all__ = ["Connection", "Patience"]
 
 MAX_HEAD = 64 * 1024
@@ -47,6 +49,7 @@ class Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
+        self._out: Outgoing | None = None
         self._probe: select.poll | None = None
         self.alive = True
         self.idle_since = 0.0
@@ -86,8 +89,8 @@ class Connection(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Send bytes; `drain` waits when there are too many."""
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(data)
+        if self._out is not None:
+            self._out.write(data)
 
     async def drain(self) -> bool:
         """Wait until the other side takes more; False when it has answered already, or is gone."""
@@ -167,7 +170,8 @@ class Connection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._transport is not None:
+        if self._transport is not None and self._out is not None:
+            self._out.drop()
             self._transport.abort()
 
     def give_up(self, why: str) -> None:
@@ -200,6 +204,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        self._out = Outgoing(self._transport, self.loop)
 
     def data_received(self, data: bytes) -> None:
         if not self._busy or self.complete:
@@ -240,6 +245,8 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.alive = False
+        if self._out is not None:
+            self._out.drop()
         if self._busy and not self.complete and self.error is None:
             self._fail(httpx.ReadError(self._broke_off()))
         if self._timer is not None:
