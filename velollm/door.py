@@ -31,6 +31,7 @@ from velollm.exchange import Exchange
 from velollm.forward import forward, forward_known, forward_unknown
 from velollm.messages import ChatEvent, ChatRequest, Embeddings, EmbedRequest, ModelInfo, RequestContext
 from velollm.prompts import answer_prompts
+from velollm.stages import next_stage
 
 __all__ = ["ROUTES", "Door"]
 
@@ -100,6 +101,7 @@ class Door:
         """Generate, streamed or whole."""
         await exchange.read(self.bodies)
         request = endpoint.parse(exchange.payload, exchange.body, exchange.context)
+        await next_stage()
         with DisconnectWatch(exchange.scope, exchange.receive):
             if request.stream:
                 await self._stream(exchange, endpoint, request)
@@ -108,6 +110,7 @@ class Door:
 
     async def _whole(self, exchange: Exchange, endpoint: ChatEndpoint, request: ChatRequest) -> None:
         events = [event async for event in answer_prompts(self.backend, request)]
+        await next_stage()
         raw = _untouched(events, endpoint.wire)
         if raw is not None and not request.context.trailer:
             await exchange.json(raw)
