@@ -181,6 +181,11 @@ class ResponseCache:
             self._counts["shadow"] += 1
         return hit
 
+    @property
+    def may_compare(self) -> bool:
+        """Whether shadow mode has any of its time left."""
+        return self._allowance.left()
+
     def compare(
         self, request: Request, answer: Any, *, route: str = "", seconds: float = 0.0, tags: tuple[str, ...] = ()
     ) -> Hit | None:
@@ -232,9 +237,9 @@ class ResponseCache:
         """Have `keep` called by `settle`, or when it matters. Returns whether nothing waited: `settle` is then due."""
         return self._soon.add(request, keep)
 
-    def settle(self) -> None:
-        """Keep what is to be kept soon."""
-        self._soon.settle()
+    def settle(self, most: int | None = None) -> bool:
+        """Keep what is to be kept soon, or the first `most` of it; whether more of it waits."""
+        return self._soon.settle(most)
 
     def now(self) -> float:
         """The time by the cache's clock, in seconds of the epoch."""
@@ -274,6 +279,7 @@ class ResponseCache:
 
     def report(self) -> list[RouteReport]:
         """The evidence of shadow mode by route, as far back as the store has it."""
+        self.settle()
         return report(self._store.evidence())
 
     # -- control

@@ -29,8 +29,14 @@ class Soon:
         """Whether what waits could answer a request."""
         return bool(self._calls) and request.sketch in self._sketches
 
-    def settle(self) -> None:
-        """Have all kept now."""
-        self._sketches.clear()
-        while self._calls:
-            self._calls.popleft()()
+    def settle(self, most: int | None = None) -> bool:
+        """Have all kept now, or the first `most`, in the order in which they came; whether more of them wait."""
+        for _ in range(len(self._calls) if most is None else min(most, len(self._calls))):
+            try:
+                keep = self._calls.popleft()
+            except IndexError:  # another thread was quicker
+                break
+            keep()
+        if not self._calls:
+            self._sketches.clear()
+        return bool(self._calls)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 from collections.abc import AsyncGenerator
 from typing import Any, NoReturn
 
@@ -11,6 +13,7 @@ from support.cache import Clock
 
 from velollm.cache import ResponseCache
 from velollm.cache.layer import CacheLayer, key_tag
+from velollm.cache.layer.flight import Flight
 from velollm.collector import Collector
 from velollm.messages import ChatEvent, ChatRequest, Message, RequestContext
 
@@ -140,6 +143,20 @@ async def test_an_answer_that_ran_out_of_tokens_is_refused_at_once() -> None:
     asked.layer.inner = asked.engine
     await asked.ask("Where do potatoes come from?")
     assert asked.cache.stats().refused == {"truncated": 1}
+
+
+async def test_an_answer_is_no_work_for_the_collector_of_garbage() -> None:
+    asked = Asked()
+    await asked.ask("Where do potatoes come from?", temperature=None)
+    gc.collect()
+    others = [one for one in gc.get_objects() if isinstance(one, Flight)]  # of other tests
+    gc.disable()
+    try:
+        await asked.ask("Where do tomatoes come from?", temperature=None)
+        await asyncio.sleep(0.01)  # the flight lands behind its last reader
+        assert not [one for one in gc.get_objects() if isinstance(one, Flight) and one not in others]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(("tenant", "left"), [("one", 1), ("nobody", 2)])

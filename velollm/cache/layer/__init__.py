@@ -40,7 +40,7 @@ logger = logging.getLogger("velollm.cache")
 HEADER = "x-velollm-cache"
 BACKEND_HEADER = "x-velollm-backend"
 TRUNCATED_HEADER = "x-velollm-truncated"
-SOON_SECONDS = 0.02
+SOON_SECONDS, SOON_MOST = 0.02, 16  # then so many at a time, for others are waiting, too
 # So long the end of an answer waits for a store that outlives us: what was answered is not lost with this process.
 WRITTEN_SECONDS = 0.04
 CREDENTIALS = ("authorization", "x-api-key", "cookie")
@@ -219,7 +219,11 @@ class CacheLayer(Layer):
     def keep_soon(self, asked: Request, keep: Callable[[], None]) -> None:
         """Have an answer kept in a moment, with others."""
         if self.cache.keep_soon(asked, keep):
-            asyncio.get_running_loop().call_later(SOON_SECONDS, self.cache.settle)
+            asyncio.get_running_loop().call_later(SOON_SECONDS, self._settle)
+
+    def _settle(self) -> None:
+        if self.cache.settle(SOON_MOST):
+            asyncio.get_running_loop().call_soon(self._settle)
 
     async def off_loop(self, asked: Request, call: Callable[..., T], *arguments: Any) -> T:
         """Call the cache: in a thread where its store or its embedder takes time."""
@@ -289,8 +293,8 @@ class _Landing:
         keep = partial(self._keep, self._collector, layer.now() - self._began, layer.cache.now())
         if layer.takes_time(self.asked) or layer.cache.store_persists:
             await layer.in_thread(keep)
-        elif "semantic" in self.asked.eligibility.tiers:  # then there is more to it than the store
-            keep()
+        elif "semantic" in self.asked.eligibility.tiers and (layer.cache.may_compare or not self._found.compare):
+            keep()  # the next question may be answered from it, or compared with it, in whatever words
         else:
             layer.keep_soon(self.asked, keep)
 

@@ -160,7 +160,12 @@ class Flight:
     def _close(self) -> None:
         if self._open:
             self._open = False
-            self._on_close()
+            on_close, self._on_close = self._on_close, _nothing  # what it holds may hold this flight
+            on_close()
+
+
+def _nothing() -> None:
+    """It was closed before."""
 
 
 def _size(event: ChatEvent) -> int:
