@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import attrs
 import httpx
@@ -57,12 +58,17 @@ http {{
 
 @attrs.frozen(kw_only=True)
 class Case:
-    """What is asked for: an answer in JSON, a stream as fast as it comes, or one at the pace of a model."""
+    """What is asked for: an answer in JSON, a stream as fast as it comes, or one at the pace of a model.
+
+    What is not `sampled` names no temperature, as most clients do: then the answers of identical requests in flight are
+    shared, and shadow mode compares them with what it would have said.
+    """
 
     name: str
     stream: bool
     concurrency: int
     paced: bool = False
+    sampled: bool = True
 
     @property
     def path(self) -> str:
@@ -70,7 +76,9 @@ class Case:
 
     @property
     def body(self) -> bytes:
-        asked = {"model": "m", "messages": MESSAGES, "temperature": 0.7, "stream": self.stream}
+        asked: dict[str, Any] = {"model": "m", "messages": MESSAGES, "stream": self.stream}
+        if self.sampled:
+            asked["temperature"] = 0.7
         if self.paced:
             asked["user"] = "/paced/"
         return json.dumps(asked).encode()
@@ -79,6 +87,7 @@ class Case:
 CASES = [
     Case(name="JSON, 1 at a time", stream=False, concurrency=1),
     Case(name="JSON, 32 at a time", stream=False, concurrency=32),
+    Case(name="JSON, 32 at a time, no temperature named", stream=False, concurrency=32, sampled=False),
     Case(name="SSE, 1 at a time", stream=True, concurrency=1),
     Case(name="SSE, 32 at a time", stream=True, concurrency=32),
     Case(name="SSE, 32 at a time, a chunk every 5 ms", stream=True, concurrency=32, paced=True),
