@@ -69,7 +69,7 @@ class Allowance:
 
     A model that takes its time leaves far more than is needed; a flood of requests is compared in part."""
 
-    def __init__(self, clock: Callable[[], float], *, share: float = 0.05, burst: float = 0.25) -> None:
+    def __init__(self, clock: Callable[[], float], *, share: float = 0.05, burst: float = 0.05) -> None:
         self._clock, self._share, self._burst = clock, share, burst
         self._level, self._at = burst, clock()
 
