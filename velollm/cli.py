@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from velollm._version import __version__
 from velollm.errors import ConfigError
-from velollm.observability.logs import configure_logging
+from velollm.observability.logs import configure_logging, give_up
 
 __all__ = ["main"]
 
@@ -59,9 +58,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USAGE if error.message.startswith("--") else NO_START
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError as error:  # whoever read our output has seen enough
+        give_up(sys.stdout, error)
         return FAILED
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError as error:
+                give_up(stream, error)
     return status
 
 

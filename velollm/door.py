@@ -63,6 +63,7 @@ class Door:
         self.bodies = Bodies(max_body, max_bodies)
         self.forward_unknown = forward_unknown
         self.heartbeat = heartbeat
+        self._inside = 0  # chats that are being answered
 
     def knows(self, method: str, path: str) -> bool:
         """Whether a request is the door's to answer."""
@@ -101,16 +102,22 @@ class Door:
         """Generate, streamed or whole."""
         await exchange.read(self.bodies)
         request = endpoint.parse(exchange.payload, exchange.body, exchange.context)
-        await next_stage()
-        with DisconnectWatch(exchange.scope, exchange.receive):
-            if request.stream:
-                await self._stream(exchange, endpoint, request)
-            else:
-                await self._whole(exchange, endpoint, request)
+        self._inside += 1
+        try:
+            if self._inside > 1:
+                await next_stage()
+            with DisconnectWatch(exchange.scope, exchange.receive):
+                if request.stream:
+                    await self._stream(exchange, endpoint, request)
+                else:
+                    await self._whole(exchange, endpoint, request)
+        finally:
+            self._inside -= 1
 
     async def _whole(self, exchange: Exchange, endpoint: ChatEndpoint, request: ChatRequest) -> None:
         events = [event async for event in answer_prompts(self.backend, request)]
-        await next_stage()
+        if self._inside > 1:
+            await next_stage()
         raw = _untouched(events, endpoint.wire)
         if raw is not None and not request.context.trailer:
             await exchange.json(raw)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ from support.backend import ScriptedBackend
 from support.serving import served
 
 from velollm.errors import BackendTimeout, VeloError
-from velollm.observability.logs import configure_logging
+from velollm.observability.logs import LineHandler, TextFormatter, configure_logging
 
 pytestmark = pytest.mark.anyio
 CHAT = "/v1/chat/completions"
@@ -182,3 +183,15 @@ async def test_a_factory_of_the_programs_own_is_asked_for_every_line(log: Any) -
     finally:
         logging.setLogRecordFactory(before)
     assert orjson.loads(out.getvalue())["message"] == "own request"
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals like that here")
+def test_a_terminal_that_is_closed_is_no_failure() -> None:
+    ours, its = os.openpty()
+    with os.fdopen(its, "w") as stream:
+        handler = LineHandler(stream, TextFormatter())
+        os.close(ours)
+        for _ in range(2):
+            handler.handle(logging.makeLogRecord({"name": "velollm", "levelno": logging.INFO, "msg": "lost"}))
+            handler.flush()
+        stream.flush()  # as Python does when it ends

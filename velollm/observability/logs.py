@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import re
 import sys
 import time
@@ -16,7 +18,7 @@ import orjson
 
 from velollm.observability.record import REQUESTS, Record, write_through
 
-__all__ = ["JsonFormatter", "TextFormatter", "configure_logging"]
+__all__ = ["JsonFormatter", "LineHandler", "TextFormatter", "configure_logging", "give_up"]
 
 FLUSH_SECONDS = 0.05
 NAMES = {logging.DEBUG: "DEBUG", logging.INFO: "INFO"}
@@ -91,9 +93,23 @@ class LineHandler(logging.StreamHandler[TextIO]):
             while self._lines:
                 line = self._lines.popleft()
                 texts.append(line if isinstance(line, str) else self._requests(*line))
-            if texts:
-                self.stream.write(self.terminator.join([*texts, ""]))
-            super().flush()
+            try:
+                if texts:
+                    self.stream.write(self.terminator.join([*texts, ""]))
+                super().flush()
+            except OSError as error:
+                give_up(self.stream, error)
+
+
+def give_up(stream: TextIO, error: OSError) -> None:
+    """Where the terminal is closed, or whoever read the pipe is gone: lose what is in the buffers, and all that is to
+    come. Else Python tries once more when it ends, and calls that a failure of the program. Raises any other error.
+    """
+    if error.errno not in (errno.EIO, errno.EPIPE):
+        raise error
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 class _Formatter(logging.Formatter):

@@ -35,7 +35,6 @@ from velollm.routing.part import Part
 from velollm.routing.passed_on import model_of, pass_on
 from velollm.routing.turns import Turn, Turns
 from velollm.routing.watch import Watch
-from velollm.stages import next_stage
 
 __all__ = ["BackendPool"]
 
@@ -151,7 +150,6 @@ class BackendPool(Backend):
         if targets is None:
             targets = self._sure_targets(request.model) or await self._targets(request.model)
         attempts = Attempts(targets, self._budget)
-        await next_stage()
         begun = stream is not None and stream.cuts > 0
         turn = await self.turns.take(request, {member.backend.name: model for member, model in targets})
         if stream is None and (len(targets) > 1 or turn.may_make_way):

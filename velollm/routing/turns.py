@@ -21,6 +21,7 @@ from velollm.scheduling.job import BATCH, LEVELS, NORMAL, Job
 from velollm.scheduling.metrics import SchedulingMetrics
 from velollm.scheduling.reading import body_size, conversation_of, prompt_size
 from velollm.scheduling.scheduler import Scheduler
+from velollm.stages import next_stage
 
 __all__ = ["Turn", "Turns"]
 
@@ -82,9 +83,14 @@ class Turns:
 
         Raises `Overloaded`, or `RequestError` when the request says something about its urgency that makes no sense.
         """
+        lanes = self.scheduler.dispatcher.lanes
+        for name in targets:
+            if lanes[name].running:  # others are here as well
+                await next_stage()
+                break
         job = self._job(request, targets)
         for name, model in targets.items():
-            if self.scheduler.dispatcher.lanes[name].limit is None and not self._has_asked(name, model, job.arrival):
+            if lanes[name].limit is None and not self._has_asked(name, model, job.arrival):
                 await self._ask(name, model)
         try:
             waiting = self.scheduler.take(job)

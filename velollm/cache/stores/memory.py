@@ -82,11 +82,8 @@ class MemoryStore:
             else:
                 alike.append(unread)
             self._hold(unread, unread)
-            first = next(iter(self._held.values()), None)
-            if isinstance(first, Unread) and first.expires <= self._clock():
-                self._expired += 1
-                self._remove(first)
             self._puts += 1
+            self._sweep()
             return self._puts
 
     def alike(self, sketch: int) -> Sequence[Entry] | None:
@@ -198,6 +195,9 @@ class MemoryStore:
             if held is not None and held.expires <= now:
                 self._expired += 1
                 self._remove(key)
+        while isinstance(first := next(iter(self._held.values()), None), Unread) and first.expires <= now:
+            self._expired += 1
+            self._remove(first)
 
     def _remove(self, key: bytes | Unread) -> None:
         held = self._held.pop(key, None)
