@@ -84,10 +84,7 @@ class Turns:
         Raises `Overloaded`, or `RequestError` when the request says something about its urgency that makes no sense.
         """
         lanes = self.scheduler.dispatcher.lanes
-        for name in targets:
-            if lanes[name].running:  # others are here as well
-                await next_stage()
-                break
+        await next_stage()
         job = self._job(request, targets)
         for name, model in targets.items():
             if lanes[name].limit is None and not self._has_asked(name, model, job.arrival):
