@@ -78,18 +78,26 @@ class Connection:
     async def answer(self, seconds: float = 5.0) -> tuple[int, dict[bytes, bytes], bytes]:
         """One answer of known length, or in chunks: status, headers, body."""
         async with asyncio.timeout(seconds):
-            head = await self.reader.readuntil(b"\r\n\r\n")
-            lines = head[:-4].split(b"\r\n")
-            headers = dict(line.lower().split(b": ", 1) for line in lines[1:])
-            body = b""
-            if headers.get(b"transfer-encoding") == b"chunked":
-                while size := int(await self.reader.readline(), 16):
-                    body += await self.reader.readexactly(size)
-                    await self.reader.readexactly(2)
+            status, headers = await self.head()
+            return status, headers, await self.body(headers)
+
+    async def head(self) -> tuple[int, dict[bytes, bytes]]:
+        """The beginning of an answer: status, headers."""
+        head = await self.reader.readuntil(b"\r\n\r\n")
+        lines = head[:-4].split(b"\r\n")
+        return int(lines[0].split(b" ")[1]), dict(line.lower().split(b": ", 1) for line in lines[1:])
+
+    async def body(self, headers: dict[bytes, bytes]) -> bytes:
+        """The rest of it."""
+        body = b""
+        if headers.get(b"transfer-encoding") == b"chunked":
+            while size := int(await self.reader.readline(), 16):
+                body += await self.reader.readexactly(size)
                 await self.reader.readexactly(2)
-            elif b"content-length" in headers:
-                body = await self.reader.readexactly(int(headers[b"content-length"]))
-        return int(lines[0].split(b" ")[1]), headers, body
+            await self.reader.readexactly(2)
+        elif b"content-length" in headers:
+            body = await self.reader.readexactly(int(headers[b"content-length"]))
+        return body
 
 
 @asynccontextmanager

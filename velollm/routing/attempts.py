@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
-from velollm.errors import BackendError, BackendRefused, BackendUnreachable, VeloError, let_go
+from velollm.errors import BackendError, BackendRefused, BackendTimeout, BackendUnreachable, VeloError, let_go
 from velollm.routing.retries import MOST_ATTEMPTS, Purse, may_retry, pause_before
 
 __all__ = ["Attempts", "Budget"]
@@ -92,10 +92,14 @@ class Attempts(Generic[T]):
             return True  # nothing reached an engine
         if may_retry(error) or (isinstance(error, BackendRefused) and error.status == 429 and self._left):
             return self._budget.retries.spend()
-        if broke_off(error) and self._left and not self._broke_off:
-            self._broke_off = True  # once: a request that ends engines must not end them all
-            return self._budget.others.spend() or outage  # of one outage, so many as were under way
-        return False
+        if not broke_off(error) or not self._left:
+            return False
+        if (
+            self._broke_off
+        ):  # a request that ends engines must not end them all; one that is silent to all was not ended
+            return outage and isinstance(error, BackendTimeout)
+        self._broke_off = True
+        return self._budget.others.spend() or outage  # of one outage, so many as were under way
 
 
 def broke_off(error: VeloError) -> bool:
