@@ -23,18 +23,18 @@ import attrs
 import orjson
 
 from velollm.cache.eligibility import NO_CONTROLS, Controls, Tier, why_not_stored
-from velollm.cache.entry import Entry, Form
+from velollm.cache.entry import Entry
 from velollm.cache.evidence import Disagreement, Evidence
 from velollm.cache.explanation import Explanation, TierVerdict
+from velollm.cache.filing import Filing, tight
 from velollm.cache.guards import Question
 from velollm.cache.keys import tenant_digest
-from velollm.cache.request import Request, alias_of, prepare, read_prompt
+from velollm.cache.request import Request, prepare, read_prompt
 from velollm.cache.results import CacheStats, Found, Hit, Receipt
 from velollm.cache.semantic import Embedder, Match, SemanticIndex
 from velollm.cache.shadow import AGREES, Allowance, RouteReport, agreement, answer_text, answer_tokens, report
 from velollm.cache.soon import Soon
-from velollm.cache.stores import MemoryStore, Selection, Store, open_store
-from velollm.cache.unread import Unread
+from velollm.cache.stores import Selection, Store, open_store
 from velollm.config.units import parse_size
 
 __all__ = ["Mode", "ResponseCache"]
@@ -43,7 +43,6 @@ Mode = Literal["on", "shadow", "off"]
 _MODES = ("on", "shadow", "off")
 _INDEX_ROOM = 10_000  # bytes of a prompt of usual length
 _QUOTED = 200  # letters of a question in the report
-_LONGEST_UNREAD = 4096  # bytes of a request as JSON: the keys of a longer one take less room
 _log = logging.getLogger("velollm.cache")
 
 
@@ -80,8 +79,7 @@ class ResponseCache:
                 raise ValueError(f"{tier}: {mode!r} is not one of {', '.join(_MODES)}")
         if ttl <= 0 or not 0 <= jitter < 1:
             raise ValueError("ttl must be above 0, and jitter from 0 to below 1")
-        self.ttl, self._jitter, self._shared, self._max_temperature = ttl, jitter, shared, max_temperature
-        self._clock, self._rng = clock, rng or random.Random()  # noqa: S311  # jitter, not a secret
+        self.ttl, self._shared, self._max_temperature, self._clock = ttl, shared, max_temperature, clock
         self._lock = threading.RLock()
         self.size = parse_size(size)
         self._index = SemanticIndex(max_indexed or max(16, self.size // _INDEX_ROOM))
@@ -92,10 +90,10 @@ class ResponseCache:
         self._store.on_forget = self._forget
         self.store_blocks = self._store.may_block
         self.store_persists = self._store.persistent
-        # In memory, what an answer is found by is worked out when a request comes that might be the same.
-        self._memory = self._store if isinstance(self._store, MemoryStore) else None
-        if self._memory is not None:
-            self._memory.on_read = self._read
+        self._filing = Filing(
+            self._store, self.modes, ttl=ttl, jitter=jitter, rng=rng or random.Random(),  # noqa: S311  # no secret
+            floor=self._index.floor,
+        )  # fmt: skip
         self._soon = Soon()
         self._loader: threading.Thread | None = None
         self._closing = False
@@ -146,7 +144,7 @@ class ResponseCache:
             return Found(reason=request.eligibility.reason)
         shadow: Hit | None = None
         compare = False
-        unheard = not self._read_alike(request)
+        unheard = not self._filing.read_alike(request)
         for tier in request.eligibility.tiers:
             mode = (modes or self.modes).get(tier, "off")
             if mode == "off":
@@ -209,7 +207,7 @@ class ResponseCache:
         data = b""
         if reason is None:
             try:
-                data = _tight(orjson.dumps(answer))
+                data = tight(orjson.dumps(answer))
             except TypeError as error:
                 reason = "not-json"
                 _log.debug("answer not stored: %s", error)
@@ -217,17 +215,12 @@ class ResponseCache:
             self._counts[f"refused {reason}"] += 1
             return Receipt(stored=False, reason=reason)
         now = self._clock() if now is None else now
-        ticket = self._lay_by(request, data, tags, now)
-        if ticket:
-            self._counts["stores"] += 1
-            return Receipt(stored=True, ticket=ticket, store=self._store)
-        entry = self._entry(request, data, tags, now)
-        ticket = self._store.put(entry)
+        ticket, entry = self._filing.keep(request, data, tags, now)
         if not ticket:
             self._counts["refused oversized"] += 1
             return Receipt(stored=False, reason="oversized")
         self._counts["stores"] += 1
-        if entry.scope and request.compared and request.question is not None:
+        if entry is not None and entry.scope and request.compared and request.question is not None:
             began = thread_time()
             self._enter(entry, request.question, self._vector(request))
             self._allowance.spend(thread_time() - began)
@@ -289,7 +282,7 @@ class ResponseCache:
         nothing."""
         self.settle()
         request = self.prepare(tenant, body, controls)
-        self._read_alike(request)
+        self._filing.read_alike(request)
         verdicts: list[TierVerdict] = []
         answered: Tier | None = None
         for tier, mode in self.modes.items():
@@ -380,18 +373,6 @@ class ResponseCache:
                 match = self._index.search(request.scope, question, vector)
         return None if match is None else self._semantic_hit(match, request)
 
-    def _read_alike(self, request: Request) -> bool:
-        """Have all in memory that might answer the request ready to be found; whether there can be anything."""
-        memory = self._memory
-        if memory is None:
-            return True
-        alike = memory.alike(request.sketch)
-        for entry in alike or ():
-            if entry.form is not None:
-                alias, check = alias_of(entry.form.prompt, entry.form.scope, entry.alias_check)
-                memory.name(entry, alias, check)
-        return alike is not None
-
     def _semantic_hit(self, match: Match, request: Request) -> Hit | None:
         entry = self._store.get(match.key)
         if entry is None:
@@ -415,49 +396,6 @@ class ResponseCache:
             self._counts["poisoned"] += 1
             return None
         return Hit(answer=answer, tier=tier, age=age, similarity=near, key=entry.key, prompt=entry.prompt)
-
-    def _lay_by(self, request: Request, data: bytes, tags: tuple[str, ...], now: float) -> int:
-        """Keep an answer in memory unread: a ticket, or 0 where an entry has to be made of it at once."""
-        tiers, modes = request.eligibility.tiers, self.modes
-        if self._memory is None or request.is_read or len(request.document) > _LONGEST_UNREAD:
-            return 0
-        if "semantic" in tiers and modes["semantic"] != "off" and request.compared:
-            return 0  # it is to be found by its meaning, too
-        unread = Unread(
-            sketch=request.sketch, document=_tight(request.document), answer=data, created=now,
-            expires=now + self._ttl(request), tenant=request.tenant, variant=request.variant, model=request.model,
-            eligibility=request.eligibility, controls=request.controls, tags=tags,
-        )  # fmt: skip
-        return self._memory.lay_by(unread)
-
-    def _read(self, unread: Unread) -> None:
-        self._store.put(self._entry(Request.of(unread), unread.answer, unread.tags, unread.created))
-
-    def _ttl(self, request: Request) -> float:
-        asked = request.controls.ttl
-        return self.ttl if asked is None else min(self.ttl, asked)
-
-    def _entry(self, request: Request, data: bytes, tags: tuple[str, ...], now: float) -> Entry:
-        ttl = self._ttl(request)
-        tiers, modes = request.eligibility.tiers, self.modes
-        semantic = "semantic" in tiers and modes["semantic"] != "off"
-        aliased = semantic or ("canonical" in tiers and modes["canonical"] != "off")
-        memory, form, later = self._memory, None, False
-        if memory is not None:
-            later = aliased and not semantic and not request.is_read and memory.may_wait(request.sketch)
-            form = Form(
-                sketch=request.sketch,
-                scope=request.scope if later else b"",
-                prompt=(request.prompt or "") if later else "",
-            )
-        return Entry(
-            key=request.key, check=request.check, tenant=request.tenant, model=request.model, created=now,
-            expires=now + ttl * (1 - self._jitter * self._rng.random()), answer=data, tags=tags,
-            alias=request.alias if aliased and not later else b"",
-            alias_check=request.scope_check if later else request.alias_check if aliased else b"", form=form,
-            scope=request.scope if semantic else b"",
-            prompt=request.prompt or "" if semantic else "", floor=self._index.floor(request.key) if semantic else 0.0,
-        )  # fmt: skip
 
     def _enter(self, entry: Entry, question: Question, vector: Sequence[float] | None) -> None:
         with self._lock:
@@ -529,11 +467,6 @@ class ResponseCache:
             near = self._index.nearest(request.scope, request.question, vector)
         refused = tuple((m.prompt, m.similarity, str(m.refusal)) for m in near)
         return TierVerdict(tier=tier, outcome="miss", reason=refused[0][2] if refused else "", refused=refused)
-
-
-def _tight(written: bytes) -> bytes:
-    """A copy of what orjson wrote, which leaves its buffer as large as it was: a page for the shortest answer."""
-    return bytes(memoryview(written))
 
 
 def _by_word(counts: Mapping[str, int], prefix: str) -> dict[str, int]:

@@ -8,13 +8,13 @@ from collections.abc import AsyncGenerator
 from typing import Any, NoReturn
 
 import pytest
+from support.asking import answer
 from support.backend import ScriptedBackend
 from support.cache import Clock
 
 from velollm.cache import ResponseCache
 from velollm.cache.layer import CacheLayer, key_tag
 from velollm.cache.layer.flight import Flight
-from velollm.collector import Collector
 from velollm.messages import ChatEvent, ChatRequest, Message, RequestContext
 
 pytestmark = pytest.mark.anyio
@@ -42,10 +42,7 @@ class Asked:
         context = RequestContext(tenant=tenant)
         messages = [Message(role="user", content=prompt)]
         request = ChatRequest(model="tiny", messages=messages, temperature=temperature, context=context)
-        collector = Collector()
-        async for event in self.layer.chat(request):
-            collector.add(event)
-        assert collector.answer().complete
+        assert (await answer(self.layer, request)).complete
         return context.headers["x-velollm-cache"]
 
 
@@ -67,7 +64,7 @@ async def test_the_next_request_finds_it(again: str, said: str) -> None:
 async def test_nobody_elses_is_found_or_takes_any_time(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Asked()
     read = []
-    monkeypatch.setattr(asked.cache._memory, "on_read", read.append)
+    monkeypatch.setattr(asked.cache._store, "on_read", read.append)
     await asked.ask("How do I boil an egg?", tenant="one")
     assert await asked.ask("How do I boil an egg?", tenant="other") == "miss"
     assert await asked.ask("How do I boil an egg, please?", tenant="other") == "miss"
