@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from support.asgi import ask as http
+from support.asking import answer
 from support.serving import served
 
 from velollm.backend import Backend
-from velollm.collector import Collector
 from velollm.continuation import Said
 from velollm.errors import (
     BackendProtocolError,
@@ -102,13 +102,6 @@ class Engine(Backend):
 
 def ask(**changes: Any) -> ChatRequest:
     return ChatRequest(model="m", messages=[Message(role="user", content="Count")], stream=True, **changes)
-
-
-async def answer(backend: Backend, request: ChatRequest) -> ChatAnswer:
-    collector = Collector()
-    async for event in backend.chat(request):
-        collector.add(event)
-    return collector.answer()
 
 
 def text(found: ChatAnswer) -> str:

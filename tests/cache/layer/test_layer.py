@@ -13,13 +13,13 @@ from typing import Any
 
 import attrs
 import pytest
+from support.asking import answer
 from support.backend import ScriptedBackend
 from support.cache import Clock
 
 from velollm.backend import Backend
 from velollm.cache import ResponseCache
 from velollm.cache.layer import CacheLayer
-from velollm.collector import Collector
 from velollm.errors import BackendTimeout, Overloaded, RequestError
 from velollm.messages import (
     ChatAnswer,
@@ -59,20 +59,13 @@ class Counting:
 
     async def ask(self, prompt: str = EGG, **fields: Any) -> tuple[ChatAnswer, dict[str, str]]:
         request = asking(prompt, **fields)
-        return await collect(self.layer.chat(request)), request.context.headers
+        return await answer(self.layer, request), request.context.headers
 
 
 def asking(prompt: str = EGG, *, tenant: str = "", headers: dict[str, str] | None = None, **fields: Any) -> ChatRequest:
     context = RequestContext(tenant=tenant, client_headers=headers or {}, deadline=fields.pop("deadline", None))
     messages = fields.pop("messages", [Message(role="user", content=prompt)])
     return ChatRequest(**{"model": "tiny", "messages": messages, "context": context, **fields})
-
-
-async def collect(events: AsyncGenerator[ChatEvent, None]) -> ChatAnswer:
-    collector = Collector()
-    async for event in events:
-        collector.add(event)
-    return collector.answer()
 
 
 @pytest.mark.parametrize("first", [True, False])
