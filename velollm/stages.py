@@ -2,8 +2,8 @@
 
     parsed │ parsed │ parsed  ─▶  looked up │ looked up │ looked up  ─▶  sent │ sent │ sent  ─▶  ...
 
-What one has just been through is still in the processor's caches when the next one comes to it: a tenth of the time of
-many. Between stages the event loop looks for news once, which a request that is alone need not wait for.
+What one has just been through is still in the processor's caches when the next one comes to it. Between stages the
+event loop looks for news once, which a request that is alone need not wait for.
 """
 
 from __future__ import annotations

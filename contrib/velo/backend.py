@@ -301,7 +301,7 @@ async def _load_apart(path: Path, plan: EnginePlan, on_gpu_failure: Callable[[],
     """Load the model on a thread that ends then.
 
     OpenMP keeps threads for every one that has called it, as long as that lives; and where there are more of them
-    than cores, none waits awake for the others, which costs more than half of the speed.
+    than cores, none waits awake for the others, which is what makes them quick.
     """
     pool = ThreadPoolExecutor(1, thread_name_prefix="velollm-load")
     try:

@@ -1,4 +1,4 @@
-"""What is to be kept in a moment. Answers that are kept one after the other take half the time of those kept in between
+"""What is to be kept in a moment. Answers that are kept one after the other take less time than those kept in between
 other work, and a request does not wait for it; whoever might be answered from them has them kept at once.
 """
 
@@ -31,10 +31,10 @@ class Soon:
 
     def settle(self, most: int | None = None) -> bool:
         """Have all kept now, or the first `most`, in the order in which they came; whether more of them wait."""
-        for _ in range(len(self._calls) if most is None else min(most, len(self._calls))):
+        for _ in range(len(self._calls) if most is None else most):
             try:
                 keep = self._calls.popleft()
-            except IndexError:  # another thread was quicker
+            except IndexError:  # there were fewer, or another thread was quicker
                 break
             keep()
         if not self._calls:

@@ -123,8 +123,7 @@ class CacheLayer(Layer):
                 await self._models.wait()
             asked = self._prepare(request, controls)
             shares = _may_share(asked, request)
-            flying = self._flying(asked, request) if shares and self._flights else None
-            if flying is not None:
+            if shares and (flying := self._flying(asked, request)) is not None:
                 return (), self._join(flying, request), None
             modes = self._modes.get(request.model)
             sure = None if self.cache.store_blocks else self.cache.find_sure(asked, modes)
@@ -148,8 +147,7 @@ class CacheLayer(Layer):
         if asked.eligibility.bypass:
             self.count("none", "bypass")
             return (), self.inner.chat(request), None
-        flying = self._flying(asked, request) if shares and self._flights else None
-        if flying is not None:
+        if shares and (flying := self._flying(asked, request)) is not None:  # while the cache was asked
             return (), self._join(flying, request), None
         self.count("semantic" if found.shadow else "none", "shadow" if found.shadow else "miss")
         landing = _Landing(self, asked, found, request)
@@ -186,7 +184,7 @@ class CacheLayer(Layer):
 
     def _flying(self, asked: Request, request: ChatRequest) -> _Flying | None:
         """The same request, where it is in the air."""
-        for flying in self._flights.get(asked.sketch, ()):
+        for flying in self._flights.get(asked.sketch, ()) if self._flights else ():
             same = flying.asked.key == asked.key and flying.asked.check == asked.check
             if same and flying.leader.priority == request.context.priority:
                 return flying

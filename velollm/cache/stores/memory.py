@@ -74,13 +74,12 @@ class MemoryStore:
         """Keep an answer unread; a ticket as from `put`. 0 where it is too large, or where many are like it already:
         who asks is not to wait for many."""
         with self._lock:
-            alike = self._unread.get(unread.sketch)
-            if unread.size > self._size or (alike is not None and len(alike) >= _MOST_ALIKE):
+            if unread.size > self._size:
                 return 0
-            if alike is None:
-                self._unread[unread.sketch] = [unread]
-            else:
-                alike.append(unread)
+            alike = self._unread.setdefault(unread.sketch, [])
+            if len(alike) >= _MOST_ALIKE:
+                return 0
+            alike.append(unread)
             self._hold(unread, unread)
             self._puts += 1
             self._sweep()
