@@ -6,7 +6,7 @@ import random
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from velollm.cache.retrieval import TrigramIndex, VectorIndex, similarity, trigrams
@@ -22,6 +22,7 @@ def test_similarity_is_symmetric_and_bounded(a: frozenset[str], b: frozenset[str
 
 
 @settings(max_examples=40)
+@example(bodies=[("egg",)] * 12 + [("egg", "eggs")] * 12 + [("eggs",)], asked=["eggs"], gone=set())
 @given(BODIES, st.lists(st.sampled_from(WORDS), min_size=1, max_size=5), st.sets(st.integers(0, 59)))
 def test_an_index_finds_what_a_scan_finds(bodies: list[tuple[str, ...]], asked: list[str], gone: set[int]) -> None:
     index = TrigramIndex()

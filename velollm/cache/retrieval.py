@@ -83,7 +83,13 @@ class TrigramIndex:
                 break
             counts.update(posting[-_SCAN_BUDGET:])
             scanned += len(posting)
-        return heapq.nlargest(size, counts, key=counts.__getitem__)
+        # What has much besides has as much in common as what is the same: those that may be more than half alike are
+        # ranked by how much alike they are, and the rest by what they have in common.
+        wanted, known = len(features), self._features
+        alike = [slot for slot, count in counts.items() if 3 * count > wanted and slot in known]
+        if len(alike) > size:
+            return heapq.nlargest(size, alike, key=lambda slot: counts[slot] / (wanted + len(known[slot])))
+        return list({*alike, *heapq.nlargest(size, counts, key=counts.__getitem__)})
 
     def _post(self, slot: int, features: tuple[str, ...]) -> None:
         for feature in features:
